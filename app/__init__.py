@@ -1,0 +1,1 @@
+"""Darkroom: pictures that develop before your eyes, and learn which ones people prefer."""
