@@ -1,0 +1,1 @@
+"""Use cases: generate, vote, tell the status. No torch, no HTTP."""

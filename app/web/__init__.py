@@ -1,0 +1,1 @@
+"""HTTP in; JSON, HTML and server-sent events out. No torch, no SQL."""
