@@ -17,7 +17,6 @@ import anyio.to_thread
 
 from app.backends.base import Backend
 from app.catalog.entry import Catalog, CatalogEntry
-from app.catalog.vocabulary import unknown_words
 from app.engine.request import (
     Aborted,
     Failed,
@@ -51,6 +50,8 @@ from app.storage.votes import VoteRepository
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+UnknownWords = Callable[[CatalogEntry, str], Sequence[str]]
+"""The words of a prompt that a model was never taught."""
 
 _ID_BYTES = 16
 _POLL_SECONDS = 1.0
@@ -91,6 +92,7 @@ class GenerationService:
         images: Files.
         owner: Id of this process in the rows.
         limits: How much is taken on.
+        unknown_words: Tells which words of a prompt a model does not know.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class GenerationService:
         *,
         owner: str,
         limits: GenerationLimits,
+        unknown_words: UnknownWords,
     ) -> None:
         self._catalog = catalog
         self._backend = backend
@@ -111,6 +114,7 @@ class GenerationService:
         self._images = images
         self._owner = owner
         self.limits = limits
+        self._unknown_words = unknown_words
         self._live: dict[str, LiveGeneration] = {}
         # Finals whose row or file could not be written, still shown from memory; the oldest goes first.
         self._unkept: OrderedDict[str, LiveGeneration] = OrderedDict()
@@ -202,7 +206,7 @@ class GenerationService:
         self, resolved: ResolvedParams, client: Client, n: int, lease: bool
     ) -> list[LiveGeneration]:
         ids = [secrets.token_urlsafe(_ID_BYTES) for _ in range(n)]
-        notices = _vocabulary_notices(resolved)
+        notices = self._vocabulary_notices(resolved)
         lives = []
         for position, id_ in enumerate(ids):
             record = GenerationRecord(
@@ -237,6 +241,13 @@ class GenerationService:
             )
         return lives
 
+    def _vocabulary_notices(self, resolved: ResolvedParams) -> tuple[str, ...]:
+        words = self._unknown_words(resolved.entry, resolved.prompt)
+        if not words:
+            return ()
+        shown = ", ".join(f"“{word[:40]}”" for word in words[:8])
+        return (f"The model does not know these words: {shown}.",)
+
     def _queue(self, live: LiveGeneration, resolved: ResolvedParams) -> None:
         record = live.record
         request = GenerationRequest(
@@ -269,7 +280,7 @@ class GenerationService:
         for id_ in ids:
             try:
                 await self._in_thread(self._generations.cancel, id_)
-            except (NotFound, StorageUnavailable):
+            except StorageUnavailable:
                 logger.warning("a generation that was never queued may stay in the table until restart")
 
     # ------------------------------------------------------------------ leases
@@ -327,7 +338,7 @@ class GenerationService:
     async def _mark_running(self, live: LiveGeneration) -> None:
         try:
             await self._in_thread(self._generations.mark_running, live.record.id)
-        except (NotFound, StorageUnavailable):
+        except StorageUnavailable:
             logger.warning("could not note that a generation runs; it goes on")
 
     async def _end(self, live: LiveGeneration, event: Finished | Failed | Aborted) -> None:
@@ -397,8 +408,16 @@ class GenerationService:
         live.record = record
 
         def keep() -> None:
-            self._images.put(record.id, png)
-            self._generations.finish(record)
+            self._images.put(image_key(record.id), png)
+            self._generations.finish(
+                record.id,
+                revision=record.revision,
+                versions=record.versions,
+                seconds=event.seconds,
+                image_bytes=len(png),
+                notices=record.notices,
+                finished_at=now,
+            )
 
         changes = {
             "state": "done",
@@ -419,8 +438,6 @@ class GenerationService:
     async def _try(self, keep: Callable[[], object]) -> bool:
         try:
             await self._in_thread(keep)
-        except NotFound:
-            return True  # Deleted meanwhile: nothing is left to keep.
         except StorageUnavailable:
             logger.warning("the outcome of a generation could not be kept yet")
             return False
@@ -460,14 +477,22 @@ class GenerationService:
         Raises:
             NotFound: There is no such batch.
         """
-        records = await self._in_thread(self._generations.of_batch, _plausible(batch_id))
+        batch, _ = await self._batch(batch_id, viewer)
+        return batch
+
+    async def _batch(self, batch_id: str, viewer: str | None) -> tuple[BatchView, list[LiveGeneration]]:
+        # Those that live are looked up first: one that ends while the rows are read would be missed by both.
+        in_memory = [*self._live.values(), *self._unkept.values()]
+        lives = [live for live in in_memory if live.record.batch_id == batch_id]
+        records = await self._in_thread(self._generations.of_batch, batch_id)
         if not records:
             raise NotFound("no such batch")
-        return BatchView(id=batch_id, generations=tuple(await self._for_viewer(records, viewer)))
+        views = await self._for_viewer(records, viewer)
+        return _newest(BatchView(id=batch_id, generations=tuple(views)), lives), lives
 
     async def recent(self, viewer: str, limit: int = 12) -> list[GenerationView]:
         """The viewer's newest finished pictures, newest first."""
-        records = await self._in_thread(self._generations.recent, viewer, limit)
+        records = await self._in_thread(self._generations.recent, viewer, ("done",), limit)
         return await self._for_viewer(records, viewer)
 
     async def newest_unfinished(self, viewer: str) -> BatchView | None:
@@ -485,7 +510,7 @@ class GenerationService:
         if unkept is not None and unkept.view.image is not None:
             return unkept.view.image
         try:
-            return await self._in_thread(self._images.get, _plausible(generation_id))
+            return await self._in_thread(self._images.get, image_key(generation_id))
         except NotFound:
             raise NotFound("no such picture") from None
 
@@ -512,12 +537,12 @@ class GenerationService:
         subscription = Subscription()
         with live.watched(subscription):
             while True:
+                subscription.clear()
                 view = live.view
                 yield view
                 if view.final:
                     return
-                if live.view is view:
-                    await subscription.wait()
+                await subscription.wait()
 
     async def watch_batch(self, batch_id: str, viewer: str | None = None) -> AsyncIterator[BatchView]:
         """The states of a whole batch, newest only; ends after the one in which all are final.
@@ -525,18 +550,17 @@ class GenerationService:
         Raises:
             NotFound: There is no such batch.
         """
-        batch = await self.batch(batch_id, viewer)
+        batch, lives = await self._batch(batch_id, viewer)
         subscription = Subscription()
         with ExitStack() as stack:
-            lives = [self._in_memory(generation.id) for generation in batch.generations]
             for live in lives:
-                if live is not None:
-                    stack.enter_context(live.watched(subscription))
-            while not batch.final:
+                stack.enter_context(live.watched(subscription))
+            ids = {live.record.id for live in lives}
+            while not (batch := _newest(batch, lives)).final:
+                subscription.clear()
                 yield batch
-                if any(live is not None for live in lives):
+                if any(not generation.final and generation.id in ids for generation in batch.generations):
                     await subscription.wait()
-                    batch = _newest(batch, lives, viewer)
                 else:
                     await asyncio.sleep(_POLL_SECONDS)
                     batch = await self.batch(batch_id, viewer)
@@ -606,7 +630,7 @@ class GenerationService:
             raise Forbidden("only its maker may delete a picture")
         self._unkept.pop(generation_id, None)
         await self._in_thread(self._generations.delete, generation_id)
-        await self._in_thread(self._images.delete, generation_id)
+        await self._in_thread(self._images.delete, image_key(generation_id))
 
     # ------------------------------------------------------------------ figures, shutdown
 
@@ -650,7 +674,7 @@ class GenerationService:
         return self._live.get(generation_id) or self._unkept.get(generation_id)
 
     async def _record(self, generation_id: str) -> GenerationRecord:
-        record = await self._in_thread(self._generations.get, _plausible(generation_id))
+        record = await self._in_thread(self._generations.get, generation_id)
         if record is None:
             raise NotFound("no such generation")
         return record
@@ -723,35 +747,26 @@ class GenerationService:
         return task
 
 
-def _vocabulary_notices(resolved: ResolvedParams) -> tuple[str, ...]:
-    words = unknown_words(resolved.entry, resolved.prompt)
-    if not words:
-        return ()
-    shown = ", ".join(f"“{word[:40]}”" for word in words[:8])
-    return (f"The model does not know these words: {shown}.",)
-
-
-def _newest(batch: BatchView, lives: Sequence[LiveGeneration | None], viewer: str | None) -> BatchView:
+def _newest(batch: BatchView, lives: Sequence[LiveGeneration]) -> BatchView:
+    """The batch with the newest state of those that live; whose they are and the votes stay."""
+    states = {live.record.id: live.view for live in lives}
     generations = tuple(
-        generation if live is None else replace(live.view, mine=live.record.client == viewer)
-        for generation, live in zip(batch.generations, lives, strict=True)
+        replace(states[old.id], mine=old.mine, vote=old.vote) if old.id in states else old
+        for old in batch.generations
     )
     return replace(batch, generations=generations)
 
 
-def _plausible(generation_id: str) -> str:
-    """Only what could be an id reaches the storage."""
-    if not (1 <= len(generation_id) <= 64 and generation_id.isascii()):
-        raise NotFound("no such generation")
-    if not all(character.isalnum() or character in "-_" for character in generation_id):
-        raise NotFound("no such generation")
-    return generation_id
+def image_key(generation_id: str) -> str:
+    """The picture's key in the image store; what is no id is no key there either, and not found."""
+    return f"{generation_id}.png"
 
 
 async def _ended(live: LiveGeneration) -> None:
     subscription = Subscription()
     with live.watched(subscription):
         while not live.view.final:
+            subscription.clear()
             await subscription.wait()
 
 

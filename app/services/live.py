@@ -27,10 +27,13 @@ class Subscription:
         """Something changed."""
         self._changed.set()
 
-    async def wait(self) -> None:
-        """Return when something has changed since the last call."""
-        await self._changed.wait()
+    def clear(self) -> None:
+        """What changed so far is about to be looked at."""
         self._changed.clear()
+
+    async def wait(self) -> None:
+        """Return when something has changed since `clear`."""
+        await self._changed.wait()
 
 
 class LiveGeneration:
