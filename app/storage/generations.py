@@ -7,11 +7,11 @@ from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from sqlalchemy import delete, func, insert, select, tuple_, update
+from sqlalchemy import delete, func, insert, literal, select, tuple_, update
 
 from app.storage.database import Database, is_id
 from app.storage.records import GenerationRecord, GenerationState
-from app.storage.tables import GenerationRow
+from app.storage.tables import GenerationRow, UTCDateTime
 
 UNFINISHED: tuple[GenerationState, ...] = ("waiting", "running")
 _CHUNK = 500  # ids in one IN (…); far below every limit on parameters
@@ -53,7 +53,7 @@ class GenerationRepository:
             session.execute(insert(GenerationRow), [_columns(record) for record in records])
 
     def mark_running(self, generation_id: str) -> bool:
-        """waiting → running."""
+        """From waiting to running."""
         return self._change(generation_id, ("waiting",), state="running")
 
     def finish(
@@ -67,7 +67,7 @@ class GenerationRepository:
         notices: Sequence[str] = (),
         finished_at: datetime | None = None,
     ) -> bool:
-        """waiting or running → done. Store the image first: a row that is done promises it.
+        """From waiting or running to done. Store the image first: a row that is done promises it.
 
         Args:
             generation_id: Its id.
@@ -91,7 +91,7 @@ class GenerationRepository:
         )
 
     def fail(self, generation_id: str, code: str, message: str) -> bool:
-        """waiting or running → failed, with a stable code and a sentence for people."""
+        """From waiting or running to failed, with a stable code and a sentence for people."""
         return self._change(
             generation_id,
             UNFINISHED,
@@ -102,7 +102,7 @@ class GenerationRepository:
         )
 
     def cancel(self, generation_id: str) -> bool:
-        """waiting or running → cancelled."""
+        """From waiting or running to cancelled."""
         return self._change(generation_id, UNFINISHED, state="cancelled", finished_at=datetime.now(UTC))
 
     def _change(self, generation_id: str, allowed: tuple[GenerationState, ...], **values: Any) -> bool:
@@ -168,7 +168,8 @@ class GenerationRepository:
             if not is_id(last_id):
                 return []
             statement = statement.where(
-                tuple_(GenerationRow.created_at, GenerationRow.id) < tuple_(created_at, last_id)
+                tuple_(GenerationRow.created_at, GenerationRow.id)
+                < tuple_(literal(created_at, UTCDateTime()), last_id)
             )
         statement = statement.order_by(GenerationRow.created_at.desc(), GenerationRow.id.desc()).limit(limit)
         with self._database.reading() as session:
@@ -191,5 +192,5 @@ class GenerationRepository:
         """How many generations are in each state; every state is named."""
         statement = select(GenerationRow.state, func.count()).group_by(GenerationRow.state)
         with self._database.reading() as session:
-            found = {state: count for state, count in session.execute(statement)}
+            found = dict(session.execute(statement).all())
         return {state: found.get(state, 0) for state in get_args(GenerationState)}

@@ -24,8 +24,8 @@ class ImageStore:
     A key is a name, never a path: what does not look like one is simply not found.
 
     Args:
-        url_or_path: A folder, or an fsspec URL ('memory://media', 's3://bucket/media'). A local folder is made
-            when the first image is put.
+        url_or_path: A folder, or an fsspec URL ('memory://media', 's3://bucket/media'). A local folder
+            is made when the first image is put.
 
     Raises:
         ValueError: No file system answers to the URL's scheme.

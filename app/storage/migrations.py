@@ -58,7 +58,7 @@ def current_revision(database_url: str | None, data_dir: Path | str = "data") ->
         return _revision(session.connection())
 
 
-def migrate(database_url: str | None, data_dir: Path | str = "data") -> None:
+def migrate(database_url: str | None, data_dir: Path | str = "data") -> bool:
     """Upgrade the schema to the newest revision; does nothing if it is there.
 
     Processes that start together wait for the one that migrates. The whole upgrade is one transaction.
@@ -66,6 +66,9 @@ def migrate(database_url: str | None, data_dir: Path | str = "data") -> None:
     Args:
         database_url: As `Database` takes it.
         data_dir: The data folder.
+
+    Returns:
+        Whether this call changed the schema.
 
     Raises:
         ValueError: The URL cannot be used.
@@ -81,7 +84,7 @@ def migrate(database_url: str | None, data_dir: Path | str = "data") -> None:
         connection = session.connection()
         if not database.is_sqlite:
             _advisory_lock(connection)
-        _upgrade(connection)
+        return _upgrade(connection)
 
 
 def _advisory_lock(connection: Connection) -> None:
@@ -91,9 +94,9 @@ def _advisory_lock(connection: Connection) -> None:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection) -> bool:
     if _revision(connection) == head_revision():
-        return
+        return False
     configuration = config()
     configuration.attributes["connection"] = connection
     try:
@@ -102,6 +105,7 @@ def _upgrade(connection: Connection) -> None:
         raise StorageUnavailable(
             "The database was made by another version of Darkroom that this one cannot upgrade."
         ) from exc
+    return True
 
 
 def _revision(connection: Connection) -> str | None:

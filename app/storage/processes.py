@@ -35,7 +35,7 @@ class ProcessRepository:
         return process_id
 
     def heartbeat(self, process_id: str) -> None:
-        """This process lives. It comes back even if it was taken for dead (a laptop that slept)."""
+        """Say that this process lives. It comes back even if it was taken for dead (a laptop that slept)."""
         dialect = sqlite if self._database.is_sqlite else postgresql
         with self._database.writing() as session:
             now = self._database.now(session)

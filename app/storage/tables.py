@@ -55,7 +55,7 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """Holds the metadata; `JSON` is the portable type, never JSONB (which refuses ``\\u0000``)."""
+    """Holds the metadata; `JSON` is the portable type, never JSONB (which refuses an escaped NUL)."""
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map: ClassVar[dict[Any, Any]] = {

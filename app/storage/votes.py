@@ -21,7 +21,7 @@ from app.storage.tables import IdempotencyRow, VoteRow
 
 def subject_of(shown: Iterable[str]) -> str:
     """The canonical key of the shown ids as a set: a hash, so that it is short however many there are."""
-    return hashlib.sha256("\n".join(sorted(set(shown))).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(set(shown))).encode(errors="surrogatepass")).hexdigest()
 
 
 def _record(row: VoteRow) -> VoteRecord:
@@ -155,7 +155,7 @@ class VoteRepository:
         """How many votes there are of each kind; every kind is named."""
         statement = select(VoteRow.kind, func.count()).group_by(VoteRow.kind)
         with self._database.reading() as session:
-            found = {kind: count for kind, count in session.execute(statement)}
+            found = dict(session.execute(statement).all())
         return {kind: found.get(kind, 0) for kind in get_args(VoteKind)}
 
     def forget_keys(self, before: datetime) -> int:
