@@ -55,8 +55,8 @@ def database_url(url: str | None, data_dir: Path) -> URL:
         # The cause would quote parts of the URL, perhaps the password.
         raise ValueError("the database URL cannot be read; one is like postgresql://user@host/name") from None
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
-        if parsed.database in (None, "", ":memory:") or "mode=memory" in str(parsed.database):
-            raise ValueError("an SQLite database must be a file: threads cannot share one in memory")
+        if parsed.database in (None, "", ":memory:") or "uri" in parsed.query:
+            raise ValueError("an SQLite database must be the path of a file: threads share none in memory")
         return parsed.set(drivername="sqlite+pysqlite")
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
