@@ -13,10 +13,11 @@
     │   ├── ModelNotReady        503  the model still loads
     │   ├── StorageUnavailable   503  the database or the disk does not answer
     │   └── ShuttingDown         503  the process is ending
-    └── GenerationError          500  one generation failed; its neighbours go on
-        ├── OutOfMemory          500  not even a batch of one fits
-        ├── ModelLoadError       500  weights are missing, corrupt or not allowed
-        └── EngineDied           500  the device or the engine thread is lost
+    ├── GenerationError          500  one generation failed; its neighbours go on
+    │   ├── OutOfMemory          500  not even a batch of one fits
+    │   ├── ModelLoadError       500  weights are missing, corrupt or not allowed
+    │   └── EngineDied           500  the device or the engine thread is lost
+    └── InvalidConfiguration     500  a setting or a catalogue is wrong; told at start-up, not to clients
 
 `code` is stable and meant for programs, `message` is meant for people and never holds a path or a token.
 Foreign exceptions are translated where they enter, with ``raise … from exc``.
@@ -126,3 +127,9 @@ class EngineDied(GenerationError):
     """The device or the engine thread is lost; the process should be restarted."""
 
     code = "engine_died"
+
+
+class InvalidConfiguration(DarkroomError):
+    """A setting or a catalogue is wrong; the message names it, and is meant for who starts the process."""
+
+    code = "invalid_configuration"
