@@ -237,6 +237,7 @@ def test_usual_spellings_of_a_url_are_understood(url: str, driver: str, tmp_path
         "mysql://user:hunter2@host/name",
         "postgresql+asyncpg://user:hunter2@host/name",
         "postgresql://user:hunter2@host:port/name",
+        "postgresql://user@host:hunter2/name",
         "hunter2",
         "sqlite://",
         "sqlite:///:memory:",

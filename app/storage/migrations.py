@@ -15,8 +15,8 @@ from alembic.util import CommandError
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, text
 
-import app
 from app.errors import StorageUnavailable
+from app.resources import alembic_dir
 from app.storage.database import RETRY_AFTER, Database
 
 LOCK_SECONDS = 60.0
@@ -26,17 +26,10 @@ _ADVISORY_LOCK = 0x6461726B726F6F6D  # 'darkroom'
 _IN_THIS_PROCESS = threading.Lock()  # alembic keeps its context in module globals
 
 
-def migrations_folder() -> Path:
-    """Where the migrations are: inside an installed package, or at the top of a checkout."""
-    package = Path(app.__file__).resolve().parent
-    packaged = package / "_alembic"
-    return packaged if packaged.is_dir() else package.parent / "alembic"
-
-
 def config() -> Config:
     """Alembic's configuration, made here so that no working folder and no ini file matters."""
     result = Config()
-    result.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    result.set_main_option("script_location", str(alembic_dir()).replace("%", "%%"))
     return result
 
 
@@ -123,7 +116,7 @@ def _opened(url: str | None, data_dir: Path | str) -> Iterator[Database]:
 
 @contextmanager
 def _file_lock(database: Database) -> Iterator[None]:
-    """For SQLite: even switching an empty database to WAL fails at once when two processes try."""
+    """For SQLite: its own lock would be waited for as long as any other, which may be too short for this."""
     if not database.is_sqlite:
         yield
         return
