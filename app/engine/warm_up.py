@@ -1,0 +1,124 @@
+"""Measured once per model before it serves: the batch size, the cost of a step, and the best precision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from app.catalog.entry import CatalogEntry
+from app.engine.denoising import decode_pixels, denoise_step
+from app.engine.faults import is_out_of_memory, release_cached_memory
+from app.engine.request import GenerationRequest
+from app.engine.running import RunningRequest
+from app.families.base import Family
+
+MAX_ROWS = 64
+"""Most forward rows of one batch; beyond it a newcomer would wait too long for its first step."""
+
+MIN_GAIN = 1.03
+"""A batch is doubled while that lets at least this many times as many rows through per second."""
+
+MIN_PSNR = 30.0
+"""dB between the final pictures in half precision and in float32, below which half precision is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """What a forward costs.
+
+    Attributes:
+        batch_rows: Rows of the best batch.
+        batch_seconds: Seconds of one step of that batch.
+        guided_step_seconds: Seconds of one guided step of a request alone (2 rows).
+    """
+
+    batch_rows: int
+    batch_seconds: float
+    guided_step_seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        """Throughput of the best batch."""
+        return self.batch_rows / self.batch_seconds
+
+
+@torch.inference_mode()
+def measure_steps(family: Family, entry: CatalogEntry, repeats: int = 3) -> StepTimes:
+    """Double the batch while throughput grows and memory allows.
+
+    Args:
+        family: The loaded model.
+        entry: For the default size.
+        repeats: Each batch size is timed this often; the fastest counts, since others use the machine too.
+    """
+    shape = family.latent_shape(entry.defaults.width, entry.defaults.height)
+    embeds = family.encode_prompt("").embeds
+    rows, times = 2, {}
+    while rows <= MAX_ROWS:
+        latents = torch.zeros((rows, *shape), dtype=torch.float32, device=family.device)
+        timesteps = torch.full((rows,), 500.0, dtype=torch.float32, device=family.device)
+        row_embeds = embeds.expand(rows, -1, -1).contiguous()
+        try:
+            times[rows] = min(
+                _timed(lambda: family.predict_noise(latents, timesteps, row_embeds), family.device)  # noqa: B023
+                for _ in range(repeats + (rows == 2))
+            )
+        except (RuntimeError, MemoryError) as error:
+            if rows == 2 or not is_out_of_memory(error):
+                raise
+            release_cached_memory()
+            break
+        if rows > 2 and rows / times[rows] < MIN_GAIN * (rows // 2) / times[rows // 2]:
+            break
+        rows *= 2
+    best = max(times, key=lambda r: r / times[r])
+    return StepTimes(best, times[best], times[2])
+
+
+@torch.inference_mode()
+def warm_up_picture(family: Family, entry: CatalogEntry) -> torch.Tensor:
+    """One picture by the model's defaults, [height, width, 3] uint8; warms every path."""
+    defaults = entry.defaults
+    request = GenerationRequest(
+        id="warm-up",
+        model=entry.id,
+        prompt=entry.examples[0] if entry.examples else "a picture",
+        negative_prompt="",
+        seed=0,
+        steps=defaults.steps,
+        guidance_scale=defaults.guidance_scale,
+        eta=0.0,
+        width=defaults.width,
+        height=defaults.height,
+        noise_scheduler=defaults.noise_scheduler,
+        step_seed=0,
+    )
+    running = RunningRequest(request, family)
+    while not running.done:
+        failures = denoise_step(family, [running])
+        for failure in failures.values():
+            raise failure
+    return decode_pixels(family, running.latents)[0]
+
+
+def picture_psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures in dB; infinity if equal."""
+    error = (a.float() - b.float()).square().mean().item()
+    return float("inf") if error == 0 else 10 * torch.log10(torch.tensor(255.0**2 / error)).item()
+
+
+def computes_bfloat16_natively() -> bool:
+    """Whether this CPU has bfloat16 dot products or tiles, where half precision gains from batching."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(probe() for name in probes if (probe := getattr(torch.cpu, name, None)) is not None)
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began

@@ -1,0 +1,340 @@
+"""torch's own threads: one loads, one denoises, one encodes previews. asyncio never waits for any of them.
+
+::
+
+    loader thread    weights and preview map ──┐ prepared models
+    asyncio ── add, abort ──> engine thread  <─┘   warm-up, then one step after the other
+    asyncio <── events ────── encoder thread <──── emissions (previews become JPEG here)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from app.catalog.entry import CatalogEntry
+from app.engine.diffusion_engine import DiffusionEngine, Emission, LoadedModel
+from app.engine.loading import load_family, revision_of
+from app.engine.previews import PreviewMap, encode_jpeg, preview_map_for
+from app.engine.request import Aborted, Failed, GenerationEvent, GenerationRequest, Progress, Waiting
+from app.engine.warm_up import (
+    MIN_PSNR,
+    StepTimes,
+    computes_bfloat16_natively,
+    measure_steps,
+    picture_psnr,
+    warm_up_picture,
+)
+from app.errors import DarkroomError, EngineDied, ModelLoadError, ModelNotReady, ShuttingDown
+from app.families.stable_diffusion import StableDiffusion
+
+logger = logging.getLogger(__name__)
+
+Deliver = Callable[[list[tuple[str, GenerationEvent]]], None]
+"""Takes events, in order, to whoever asked; called from the encoder thread."""
+
+_ENCODER_BACKLOG = 4
+"""Turns that may wait for the encoder; then the engine waits, rather than pile up previews nobody sees."""
+
+
+class StatusReport(Protocol):
+    """Told how a model is doing; the fields are those of `app.backends.base.ModelStatus`."""
+
+    def __call__(self, model: str, **changes: Any) -> None:
+        """Take note that these fields of the model's status have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """How to run.
+
+    Attributes:
+        device: 'auto', 'cpu', 'cuda:0' …
+        dtype: 'auto', 'float32', 'bfloat16', 'float16'; overrides the entries' where it is not 'auto'.
+        threads: Of torch on the CPU; 0 leaves torch's choice, the physical cores.
+        preview_cache: Folder for fitted preview maps, or None.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    preview_cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    entry: CatalogEntry
+    family: StableDiffusion
+    preview_map: PreviewMap
+    revision: str
+
+
+_Command = Callable[[], None]
+
+
+class EngineWorker:
+    """Owns a `DiffusionEngine` and the threads around it.
+
+    Args:
+        entries: Models to load, in order.
+        options: See `WorkerOptions`.
+        deliver: Takes events out.
+        report: Told of every change of a model's state.
+    """
+
+    def __init__(
+        self, entries: Sequence[CatalogEntry], options: WorkerOptions, deliver: Deliver, report: StatusReport
+    ) -> None:
+        self._entries = entries
+        self._options = options
+        self._deliver = deliver
+        self._report = report
+        self.device = _resolve_device(options.device)
+        self._engine = DiffusionEngine()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._outbox: queue.Queue[list[Emission] | None] = queue.Queue(_ENCODER_BACKLOG)
+        self._stopping = threading.Event()
+        self._ready: set[str] = set()
+        self._failed: dict[str, DarkroomError] = {}
+        self._held: dict[str, list[GenerationRequest]] = {entry.id: [] for entry in entries}
+        self.alive = True
+        self.encode_seconds = 0.0
+        self._threads = [
+            threading.Thread(target=self._load_all, name="darkroom-loader", daemon=True),
+            threading.Thread(target=self._run, name="darkroom-engine", daemon=True),
+            threading.Thread(target=self._encode_all, name="darkroom-encoder", daemon=True),
+        ]
+
+    @property
+    def engine(self) -> DiffusionEngine:
+        """The engine; other threads may read its counters, nothing else."""
+        return self._engine
+
+    @property
+    def held(self) -> int:
+        """Requests that wait for their model to be loaded."""
+        return sum(len(requests) for requests in self._held.values())
+
+    def start(self) -> None:
+        """Start the threads; returns at once."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End after the present step: fail what runs with `ShuttingDown`, wait for the threads.
+
+        Args:
+            timeout: Seconds to wait; a thread that hangs in the device is left behind (it is a daemon).
+        """
+        self._stopping.set()
+        self._commands.put(lambda: None)
+        deadline = time.monotonic() + timeout
+        for thread in self._threads[1:]:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def add_request(self, request: GenerationRequest) -> None:
+        """Queue a request; safe from any thread."""
+        self._commands.put(lambda: self._add(request))
+
+    def abort_request(self, request_id: str) -> None:
+        """Abort a request; safe from any thread."""
+        self._commands.put(lambda: self._abort(request_id))
+
+    # The loader thread.
+
+    def _load_all(self) -> None:
+        for entry in self._entries:
+            if self._stopping.is_set():
+                return
+            self._load(entry)
+
+    def _load(self, entry: CatalogEntry) -> None:
+        self._report(entry.id, state="loading", progress=0.1, stage="reading the weights")
+        try:
+            family = load_family(entry, self.device, self._load_dtype(entry))
+            self._report(entry.id, progress=0.4, stage="fitting previews")
+            preview_map = preview_map_for(
+                family, entry.defaults.width, entry.defaults.height, self._options.preview_cache
+            )
+            prepared = _Prepared(entry, family, preview_map, revision_of(entry))
+        except Exception as error:
+            failure = self._load_failure(entry, error)
+            self._commands.put(lambda: self._give_up(entry.id, failure))
+        else:
+            self._report(entry.id, progress=0.6, stage="warming up")
+            self._commands.put(lambda: self._warm_up(prepared))
+
+    def _load_dtype(self, entry: CatalogEntry) -> torch.dtype:
+        name = entry.dtype if self._options.dtype == "auto" else self._options.dtype
+        if name == "auto":
+            name = "float16" if self.device.type == "cuda" else "float32"
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+
+    # The engine thread.
+
+    def _run(self) -> None:
+        if self._options.threads:
+            torch.set_num_threads(self._options.threads)
+        try:
+            while not self._stopping.is_set():
+                self._obey(block=not self._engine.has_work)
+                if self._engine.has_work and not self._stopping.is_set():
+                    self._send(self._engine.step())
+            self._end_all(ShuttingDown("The server is stopping.", retry_after=5))
+        except Exception as error:
+            logger.critical("the engine thread ends", exc_info=error)
+            self.alive = False
+            died = error if isinstance(error, EngineDied) else EngineDied("The engine stopped working.")
+            self._end_all(died)
+            self._refuse_for_ever(died)
+        finally:
+            self._outbox.put(None)
+
+    def _obey(self, block: bool) -> None:
+        """Carry out what has been asked since the last step; block until there is something if idle."""
+        if block:
+            self._commands.get()()
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return
+            command()
+
+    def _refuse_for_ever(self, died: DarkroomError) -> None:
+        self._failed = {entry.id: died for entry in self._entries}
+        for entry in self._entries:
+            self._report(entry.id, state="failed", error=died.message)
+        while not self._stopping.is_set():
+            self._obey(block=True)
+
+    def _end_all(self, error: DarkroomError) -> None:
+        self._send(self._engine.abort_all(error))
+        for model in self._held:
+            self._fail_held(model, error)
+
+    def _send(self, emissions: list[Emission]) -> None:
+        if emissions:
+            self._outbox.put(emissions)
+
+    def _add(self, request: GenerationRequest) -> None:
+        if request.model in self._ready and self.alive:
+            self._engine.add_request(request)
+        elif (failure := self._failed.get(request.model)) is not None:
+            self._send([Emission(request.id, Failed(failure))])
+        else:
+            self._held[request.model].append(request)
+            self._send([Emission(request.id, Waiting(len(self._held[request.model])))])
+
+    def _abort(self, request_id: str) -> None:
+        for requests in self._held.values():
+            for request in [request for request in requests if request.id == request_id]:
+                requests.remove(request)
+                self._send([Emission(request_id, Aborted())])
+        self._engine.abort_request(request_id)
+        self._send(self._engine.take_outbox())
+
+    def _fail_held(self, model: str, error: DarkroomError) -> None:
+        self._send([Emission(request.id, Failed(error)) for request in self._held[model]])
+        self._held[model] = []
+
+    def _give_up(self, model: str, failure: DarkroomError) -> None:
+        self._failed[model] = failure
+        self._report(model, state="failed", error=failure.message, stage="")
+        self._fail_held(model, ModelNotReady(failure.message))
+
+    def _warm_up(self, prepared: _Prepared) -> None:
+        entry = prepared.entry
+        try:
+            family, times, psnr = self._best_precision(prepared)
+        except Exception as error:
+            self._give_up(entry.id, self._load_failure(entry, error))
+            return
+        model = LoadedModel(
+            entry.id, family, prepared.preview_map, prepared.revision, times.batch_rows, times.batch_seconds
+        )
+        self._engine.add_model(model)
+        self._ready.add(entry.id)
+        for request in self._held[entry.id]:
+            self._engine.add_request(request)
+        self._held[entry.id] = []
+        logger.info(
+            "%s is ready: %s on %s, %d rows a batch, %.0f ms a guided step alone",
+            *(entry.id, family.dtype, family.device, times.batch_rows, times.guided_step_seconds * 1e3),
+        )
+        self._report(
+            entry.id,
+            state="ready",
+            progress=1.0,
+            stage="",
+            dtype=str(family.dtype).removeprefix("torch."),
+            device=str(family.device),
+            batch_size=times.batch_rows,
+            step_seconds=times.guided_step_seconds,
+            memory_bytes=_held_bytes(family),
+            revision=prepared.revision,
+            precision_psnr=psnr,
+        )
+
+    def _best_precision(self, prepared: _Prepared) -> tuple[StableDiffusion, StepTimes, float | None]:
+        """The model in the precision that serves best, what its steps cost, and its PSNR against float32."""
+        family, entry = prepared.family, prepared.entry
+        reference = warm_up_picture(family, entry)
+        times = measure_steps(family, entry)
+        asked = {entry.dtype, self._options.dtype}
+        if asked != {"auto"} or self.device.type != "cpu" or not computes_bfloat16_natively():
+            return family, times, None
+        half = family.in_dtype(torch.bfloat16)
+        psnr = picture_psnr(warm_up_picture(half, entry), reference)
+        half_times = measure_steps(half, entry)
+        logger.info(
+            "%s in bfloat16: %.2f times the rows of float32 per second, %.1f dB from its picture",
+            *(entry.id, half_times.rows_per_second / times.rows_per_second, psnr),
+        )
+        if psnr >= MIN_PSNR and half_times.rows_per_second > times.rows_per_second:
+            return half, half_times, psnr
+        return family, times, None
+
+    def _load_failure(self, entry: CatalogEntry, error: Exception) -> DarkroomError:
+        if isinstance(error, DarkroomError):
+            return error
+        logger.error("preparing %s failed", entry.id, exc_info=error)
+        return ModelLoadError(f"{entry.id}: it was loaded but does not run; the server's log says why.")
+
+    # The encoder thread.
+
+    def _encode_all(self) -> None:
+        while (emissions := self._outbox.get()) is not None:
+            began = time.perf_counter()
+            events = [(emission.request_id, _encoded(emission)) for emission in emissions]
+            self.encode_seconds += time.perf_counter() - began
+            self._deliver(events)
+
+
+def _encoded(emission: Emission) -> GenerationEvent:
+    event = emission.event
+    if isinstance(event, Progress) and emission.pixels is not None:
+        return dataclasses.replace(event, preview=encode_jpeg(emission.pixels))
+    return event
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _held_bytes(family: StableDiffusion) -> int:
+    """Bytes of all weights; a tensor that is held twice counts once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in family.weight_tensors()}
+    return sum(storages.values())
