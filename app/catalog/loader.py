@@ -1,0 +1,222 @@
+"""Reading catalogues: TOML files, checked strictly, with messages that name the file, the model and the key.
+
+A file looks like `builtin.toml`: a `default`, and one table `[models.<name>]` for each model with tables
+`defaults` and `limits` inside. The set is called as the file is, without `.toml`.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+from app.catalog.entry import Catalog, CatalogEntry, Defaults, Limits
+from app.errors import InvalidConfiguration
+
+NoiseScheduler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
+FamilyName = Literal["stable_diffusion"]
+
+_FOLDER = Path(__file__).resolve().parent
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
+_Side = Annotated[int, Field(ge=8, le=8192)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _DefaultsTable(_Table):
+    steps: int = Field(ge=1, le=150)
+    guidance_scale: float = Field(ge=0)
+    eta: float = Field(0.0, ge=0, le=1)
+    width: _Side
+    height: _Side
+    noise_scheduler: NoiseScheduler
+
+
+class _LimitsTable(_Table):
+    sizes: list[Annotated[list[_Side], Field(min_length=2, max_length=2)]] = Field(min_length=1)
+    size_multiple: int = Field(ge=1, le=1024)
+    min_size: _Side
+    max_size: _Side
+    max_pixels: int = Field(ge=64)
+    max_steps: int = Field(150, ge=1, le=150)
+    max_guidance_scale: float = Field(30.0, ge=1, le=100)
+
+
+class _ModelTable(_Table):
+    label: _Text
+    best_for: _Text
+    description: _Text
+    source: _Text
+    revision: str = ""
+    family: FamilyName
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    defaults: _DefaultsTable
+    limits: _LimitsTable
+    licence: _Text
+    demonstration: bool = False
+    examples: list[_Text] = Field([], max_length=24)
+
+
+class _SetTable(_Table):
+    default: str
+    models: dict[str, _ModelTable] = Field(min_length=1)
+
+
+def known_sets() -> tuple[str, ...]:
+    """Names of the sets that come with Darkroom."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+def load_catalog(names_or_paths: Sequence[str]) -> Catalog:
+    """Read sets by name ('builtin') or from a path that ends in `.toml`, in that order.
+
+    Args:
+        names_or_paths: At least one; the first one's default model is the default.
+
+    Raises:
+        InvalidConfiguration: A set is unknown or listed twice, or a file is wrong; names file, model and key.
+    """
+    if not names_or_paths:
+        raise InvalidConfiguration("catalogue: at least one set is needed.")
+    entries: list[CatalogEntry] = []
+    defaults: list[CatalogEntry] = []
+    for path in map(_find, names_or_paths):
+        read, default = _read_set(path)
+        if any(entry.set_name == path.stem for entry in entries):
+            raise InvalidConfiguration(f"catalogue: the set {path.stem!r} is listed twice.")
+        entries += read
+        defaults.append(default)
+    return Catalog(tuple(entries), defaults[0])
+
+
+def _find(name_or_path: str) -> Path:
+    if name_or_path.endswith(".toml"):
+        return Path(name_or_path)
+    if name_or_path in known_sets():
+        return _FOLDER / f"{name_or_path}.toml"
+    raise InvalidConfiguration(
+        f"catalogue: unknown set {name_or_path[:80]!r}; known sets are {', '.join(known_sets())}, "
+        "or give the path of a .toml file."
+    )
+
+
+def _read_set(path: Path) -> tuple[list[CatalogEntry], CatalogEntry]:
+    if not _NAME.fullmatch(path.stem):
+        raise InvalidConfiguration(
+            f"{path}: a set's file needs a name of a-z, 0-9, '.', '_' and '-' (at most 63 characters)."
+        )
+    table = _read_table(path)
+    entries = [_entry(path, name, model) for name, model in table.models.items()]
+    for entry in entries:
+        if entry.name == table.default:
+            return entries, entry
+    raise InvalidConfiguration(f"{path}: default: there is no model {table.default[:80]!r} in this file.")
+
+
+def _read_table(path: Path) -> _SetTable:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _SetTable.model_validate(content)
+    except OSError as exc:
+        raise InvalidConfiguration(f"{path}: cannot be read: {exc.strerror}.") from exc
+    except ValidationError as exc:
+        raise InvalidConfiguration(" ".join(f"{path}: {_sentence(error)}" for error in exc.errors())) from exc
+    except ValueError as exc:  # not TOML, or not UTF-8
+        raise InvalidConfiguration(f"{path}: is not TOML: {exc}.") from exc
+
+
+def _sentence(error: ErrorDetails) -> str:
+    where = list(error["loc"])
+    words = []
+    if where[:1] == ["models"] and len(where) > 1:
+        words.append(f"model {where[1]}")
+        where = where[2:]
+    if where:
+        words.append(".".join(map(str, where)))
+    reason = {"extra_forbidden": "is not a known key", "missing": "is missing"}.get(error["type"])
+    if reason is None:
+        reason = f"{error['msg'][:1].lower()}{error['msg'][1:]}, not {_shown(error['input'])}"
+    return f"{': '.join(words)}: {reason}." if words else f"{reason}."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+def _entry(path: Path, name: str, model: _ModelTable) -> CatalogEntry:
+    where = f"{path}: model {name}"
+    if not _NAME.fullmatch(name):
+        raise InvalidConfiguration(f"{where}: a name has a-z, 0-9, '.', '_' and '-', at most 63 characters.")
+    entry = CatalogEntry(
+        set_name=path.stem,
+        name=name,
+        label=model.label,
+        best_for=model.best_for,
+        description=model.description,
+        source=_source(path, model.source),
+        revision=model.revision,
+        family=model.family,
+        dtype=model.dtype,
+        defaults=Defaults(**model.defaults.model_dump()),
+        limits=_limits(model.limits),
+        licence=model.licence,
+        demonstration=model.demonstration,
+        examples=tuple(model.examples),
+    )
+    _check_defaults(where, entry)
+    _check_sizes(where, entry)
+    return entry
+
+
+def _limits(table: _LimitsTable) -> Limits:
+    values = table.model_dump()
+    values["sizes"] = tuple((width, height) for width, height in table.sizes)
+    return Limits(**values)
+
+
+def _source(path: Path, source: str) -> str:
+    """A folder given as './…' or '../…' is meant from the file that names it."""
+    if source.startswith(("./", "../")):
+        return str((path.resolve().parent / source).resolve())
+    return source
+
+
+def _check_defaults(where: str, entry: CatalogEntry) -> None:
+    defaults, limits = entry.defaults, entry.limits
+    if defaults.steps > limits.max_steps:
+        raise InvalidConfiguration(f"{where}: defaults.steps: is above limits.max_steps, {limits.max_steps}.")
+    if defaults.guidance_scale > limits.max_guidance_scale:
+        raise InvalidConfiguration(
+            f"{where}: defaults.guidance_scale: is above limits.max_guidance_scale, "
+            f"{limits.max_guidance_scale}."
+        )
+    if limits.sizes[0] != (defaults.width, defaults.height):
+        raise InvalidConfiguration(
+            f"{where}: limits.sizes: the first is the default, {defaults.width} by {defaults.height}."
+        )
+
+
+def _check_sizes(where: str, entry: CatalogEntry) -> None:
+    limits = entry.limits
+    if limits.min_size > limits.max_size:
+        raise InvalidConfiguration(f"{where}: limits.min_size: is above limits.max_size, {limits.max_size}.")
+    for width, height in limits.sizes:
+        for side in (width, height):
+            if side % limits.size_multiple or not limits.min_size <= side <= limits.max_size:
+                raise InvalidConfiguration(
+                    f"{where}: limits.sizes: {side} is not a multiple of {limits.size_multiple} "
+                    f"from {limits.min_size} to {limits.max_size}."
+                )
+        if width * height > limits.max_pixels:
+            raise InvalidConfiguration(
+                f"{where}: limits.sizes: {width} by {height} is above limits.max_pixels, {limits.max_pixels}."
+            )
