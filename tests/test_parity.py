@@ -21,6 +21,7 @@ from app.engine.diffusion_engine import DiffusionEngine, LoadedModel
 from app.engine.noise_schedulers import NAMES, make_noise_scheduler
 from app.engine.previews import PreviewMap
 from app.engine.request import Finished, GenerationRequest, Progress, SeedMix
+from app.engine.running import mixed_noise
 from app.families.stable_diffusion import StableDiffusion
 from tests.tiny import make_pipeline
 
@@ -151,7 +152,7 @@ def final_latents(
 
 
 def test_in_a_crowd_equals_itself_alone(pipeline: Any) -> None:
-    """Every request of a random crowd, all noise schedulers, guided and not, several sizes and step counts."""
+    """Every request of a random crowd: all noise schedulers, guided and not, several sizes and steps."""
     rng = random.Random(3)
     requests = [
         make_request(
@@ -210,9 +211,7 @@ def test_seed_mix_of_one_seed_is_that_seed(pipeline: Any) -> None:
 
 
 def test_seed_mix_stays_on_the_gaussian_shell(pipeline: Any) -> None:
-    """Any combination of seeds has unit spread; otherwise optimised noise would leave what the model knows."""
-    from app.engine.running import mixed_noise
-
+    """Any combination of seeds has unit spread; else optimised noise would leave what the model knows."""
     noise = mixed_noise((1, 4, 64, 64), SeedMix((1, 2, 3), (0.2, -3.0, 1.5)))
     assert abs(noise.std().item() - 1) < 0.02
     assert abs(noise.mean().item()) < 0.02

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 # Tensors this small gain nothing from threads, and lose much to them on a busy machine.
 torch.set_num_threads(1)
 
-WORDS = [
+WORDS = ("a", "the", "of", "on", "in", "red", "blue", "green", "cat", "dog", "sunset", "rocket", "left")
     "a",
     "an",
     "the",

@@ -42,7 +42,7 @@ def load_family(entry: CatalogEntry, device: torch.device, dtype: torch.dtype) -
     """
     source = str(entry.folder or entry.source)
     try:
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(
             source,
             revision=entry.revision or None,
             dtype=dtype,

@@ -54,7 +54,7 @@ class StableDiffusion:
 
     def in_dtype(self, dtype: torch.dtype) -> StableDiffusion:
         """A copy of this model in another precision; this one stays as it is."""
-        pipeline: Any = StableDiffusionPipeline(  # type: ignore[no-untyped-call]
+        pipeline: Any = StableDiffusionPipeline(
             vae=copy.deepcopy(self._vae).to(dtype=dtype),
             text_encoder=copy.deepcopy(self._text_encoder).to(dtype=dtype),
             tokenizer=self._tokenizer,
