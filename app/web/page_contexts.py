@@ -5,6 +5,7 @@ templates and holds every name that they use against these declarations. All tex
 escape them.
 """
 
+# ruff: noqa: RUF009 -- `shown` makes a `field`, which ruff does not see.
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -122,6 +123,7 @@ class Stage:
     negative_prompt: str = shown("The negative prompt as given; may be empty.")
     recipe: str = shown("Model, size, steps and so on in one line.")
     summary: str = shown("How far the batch is, in words.")
+    count: int = shown("How many pictures the batch has.")
     pictures: tuple[PictureCard, ...] = shown("The pictures in order.")
     live: bool = shown("Whether something may still happen.")
     again: Again = shown("The whole batch with new seeds.")
@@ -135,7 +137,7 @@ class StatusPanel:
     title: str = shown("The state in a few words; empty when there is nothing to say.")
     text: str = shown("What it means for the visitor.")
     models: tuple[ModelCard, ...] = shown("Models that load or failed.")
-    poll: bool = shown("Whether the panel should ask again soon.")
+    poll: int = shown("Seconds after which the panel asks again; 0 for never.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,3 +223,16 @@ class StatusFragment:
     """The status panel alone."""
 
     status: StatusPanel = shown("How the service is.")
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemFragment:
+    """What is wrong, in words, for the place that the asking element points to."""
+
+    problem: str = shown("What is wrong.")
+    hint: str = shown("What to do about it; may be empty.")
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineFragment:
+    """Words for when the server cannot be reached."""

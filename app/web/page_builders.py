@@ -1,0 +1,376 @@
+"""From what the services tell to what the templates show: words, addresses, choices. No I/O."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, cast
+
+from app.engine import noise_schedulers
+from app.errors import DarkroomError
+from app.services.params import MAX_GUIDANCE_SCALE, MAX_PICTURES, MAX_STEPS
+from app.services.views import BatchView, GenerationView, HealthView, ModelView
+from app.web.page_contexts import (
+    Again,
+    Choice,
+    FormView,
+    ModelCard,
+    PictureCard,
+    RecentPrint,
+    Stage,
+    StatusPanel,
+)
+
+PictureState = Literal["waiting", "starting", "developing", "finishing", "done", "failed", "cancelled"]
+# Fields of the form that have a place of their own for what is wrong with them.
+_SHOWN_FIELDS = frozenset(
+    ["prompt", "model", "negative_prompt", "n", "size", "steps", "guidance_scale", "seed", "scheduler"]
+)
+_BASIC_FIELDS = frozenset({"prompt", "model"})
+_HINTS = {
+    "too_many_requests": "Wait a moment, or cancel one of yours.",
+    "model_not_ready": "Your words are kept; send them again when it is ready.",
+    "storage_unavailable": "Nothing was started. Try again in a moment.",
+    "shutting_down": "Try again in a moment.",
+}
+
+
+def model_card(model: ModelView, *, selected: bool = False) -> ModelCard:
+    """A model as the form and the Models page show it."""
+    return ModelCard(
+        name=model.name,
+        id=model.id,
+        label=model.label,
+        best_for=model.best_for,
+        description=model.description,
+        licence=model.licence,
+        demonstration=model.demonstration,
+        default=model.default,
+        selected=selected,
+        state=model.state,
+        percent=round(100 * model.progress),
+        stage=model.stage,
+        error=model.error or "",
+        sizes=", ".join(f"{width} × {height}" for width, height in model.limits.sizes),
+        steps=model.defaults.steps,
+        device=f"{model.device}, {model.dtype}" if model.device and model.dtype else model.device,
+        pace=f"{duration(model.step_seconds * model.defaults.steps)} a picture" if model.step_seconds else "",
+    )
+
+
+def form_view(
+    models: Sequence[ModelView],
+    values: Mapping[str, str],
+    *,
+    error: DarkroomError | None = None,
+) -> FormView:
+    """The form with `values` as typed; what is missing gets the chosen model's defaults.
+
+    Args:
+        models: All models, in the order of the catalogue.
+        values: Fields as sent, possibly wrong.
+        error: What is wrong with them.
+    """
+    chosen = _chosen(models, values.get("model", ""))
+    defaults, limits = chosen.defaults, chosen.limits
+    errors, problem = _errors(error)
+    size = values.get("size") or f"{defaults.width}x{defaults.height}"
+    sizes = [f"{width}x{height}" for width, height in limits.sizes]
+    scheduler = values.get("scheduler") or defaults.noise_scheduler
+    count = values.get("n") or "1"
+    return FormView(
+        prompt=values.get("example") or values.get("prompt", ""),
+        negative_prompt=values.get("negative_prompt", ""),
+        steps=values.get("steps") or str(defaults.steps),
+        guidance_scale=values.get("guidance_scale") or f"{defaults.guidance_scale:g}",
+        seed=values.get("seed", ""),
+        max_steps=min(MAX_STEPS, limits.max_steps),
+        max_guidance_scale=f"{min(MAX_GUIDANCE_SCALE, limits.max_guidance_scale):g}",
+        models=tuple(model_card(model, selected=model is chosen) for model in models),
+        model=model_card(chosen, selected=True),
+        sizes=tuple(
+            Choice(value=text, label=text.replace("x", " × "), selected=text == size) for text in sizes
+        ),
+        noise_schedulers=tuple(
+            Choice(value=name, label=label, selected=name == scheduler)
+            for name, label in noise_schedulers.NAMES.items()
+        ),
+        counts=tuple(
+            Choice(value=str(n), label=str(n), selected=str(n) == count) for n in range(1, MAX_PICTURES + 1)
+        ),
+        examples=chosen.examples[:6],
+        errors=errors,
+        problem=problem,
+        hint=hint_for(error),
+        open=any(name not in _BASIC_FIELDS for name in errors) or values.get("open") == "1",
+    )
+
+
+def hint_for(error: DarkroomError | None) -> str:
+    """What to do about an error, in a sentence; may be empty."""
+    if error is None:
+        return ""
+    hint = _HINTS.get(error.code, "")
+    if error.code == "too_many_requests" and error.retry_after:
+        return f"{hint} A place should be free in about {duration(error.retry_after)}."
+    return hint
+
+
+def sentence(text: str) -> str:
+    """A message as a sentence: a capital first, a full stop last."""
+    text = text.strip()
+    if not text:
+        return ""
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
+
+
+def stage_view(batch: BatchView, models: Sequence[ModelView], *, streamed: bool = False) -> Stage:
+    """A batch with all its pictures.
+
+    Args:
+        batch: The batch.
+        models: All models, for labels.
+        streamed: Whether final pictures travel in the message itself, so that nothing flickers.
+    """
+    first = batch.generations[0]
+    count = len(batch.generations)
+    return Stage(
+        batch=batch.id,
+        prompt=first.prompt,
+        negative_prompt=first.negative_prompt,
+        recipe=_recipe(first, models),
+        summary=_summary(batch),
+        count=count,
+        pictures=tuple(picture_card(view, count, streamed=streamed) for view in batch.generations),
+        live=not batch.final,
+        again=_again(first, seed=None, n=count) if count > 1 else Again(fields=()),
+    )
+
+
+def picture_card(view: GenerationView, of: int, *, streamed: bool = False) -> PictureCard:
+    """One picture in its present state.
+
+    Args:
+        view: The picture.
+        of: How many pictures its batch has.
+        streamed: As for `stage_view`.
+    """
+    state = _state(view)
+    return PictureCard(
+        id=view.id,
+        number=view.position + 1,
+        of=of,
+        state=state,
+        alt=_alt(view, state),
+        width=view.width,
+        height=view.height,
+        picture=_address(view, streamed=streamed),
+        download=(view.image_url or _data_uri(view.image, "png")) if state == "done" else "",
+        download_name=view.download_name,
+        step=view.step,
+        total_steps=view.steps,
+        percent=100 if view.state == "done" else round(view.progress),
+        place=_place(view.place) if state == "waiting" else "",
+        time_left=_time_left(view.seconds_left),
+        seed=str(view.seed),
+        time=duration(view.seconds) if view.seconds is not None else "",
+        file_size=file_size(view.image_bytes),
+        made_with=_made_with(view) if state == "done" else "",
+        notices=view.notices,
+        error=sentence(view.error_message or ""),
+        vote=cast(Literal[-1, 0, 1], view.vote or 0),
+        mine=view.mine,
+        keys=of == 1,
+        again=_again(view, seed=None, n=1),
+        retry=_again(view, seed=view.seed, n=1),
+    )
+
+
+def recent_prints(views: Sequence[GenerationView], shown_batch: str | None) -> tuple[RecentPrint, ...]:
+    """The drying line: newest pictures, without those on the stage."""
+    return tuple(
+        RecentPrint(
+            href=f"/studio/{view.batch_id}",
+            picture=view.image_url,
+            alt=view.prompt,
+            width=view.width,
+            height=view.height,
+        )
+        for view in views
+        if view.image_url and view.batch_id != shown_batch
+    )
+
+
+def status_panel(health: HealthView) -> StatusPanel:
+    """What a visitor should know about the service; nothing when all is well."""
+    models = [model_card(model) for model in health.models]
+    loading = tuple(model for model in models if model.state in ("waiting", "loading"))
+    failed = tuple(model for model in models if model.state == "failed")
+    nothing = StatusPanel(state="ready", title="", text="", models=(), poll=0)
+    if health.status == "starting":
+        return StatusPanel(
+            state="starting",
+            title="Warming up",
+            text="The models are being loaded. You can write meanwhile; developing begins when one is ready.",
+            models=loading + failed,
+            poll=1,
+        )
+    if health.status == "unhealthy":
+        reasons = " ".join(health.reasons) or "It does not say why."
+        return replace(
+            nothing, state="failed", title="Darkroom cannot develop now", text=reasons, models=failed, poll=5
+        )
+    if loading:
+        return StatusPanel(
+            state="starting",
+            title="More models are on their way",
+            text="You can use those that are ready.",
+            models=loading + failed,
+            poll=2,
+        )
+    if failed:
+        return StatusPanel(
+            state="degraded",
+            title="Not every model could be loaded",
+            text="The others work as usual.",
+            models=failed,
+            poll=0,
+        )
+    if health.waiting:
+        crowd = f"{health.waiting} picture{'s' if health.waiting != 1 else ''}"
+        return replace(
+            nothing,
+            state="busy",
+            title="Busy right now",
+            poll=5,
+            text=f"{crowd} wait in the queue. Yours will join them and start as places come free.",
+        )
+    return nothing
+
+
+def duration(seconds: float) -> str:
+    """'0.8 s', '12 s', '3 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"
+
+
+def file_size(size: int | None) -> str:
+    """'31 kB', '1.2 MB'; empty if unknown."""
+    if size is None:
+        return ""
+    if size < 999_500:
+        return f"{max(1, round(size / 1000))} kB"
+    return f"{size / 1e6:.1f} MB"
+
+
+def _chosen(models: Sequence[ModelView], name: str) -> ModelView:
+    for model in models:
+        if name in (model.name, model.id):
+            return model
+    return next((model for model in models if model.default), models[0])
+
+
+def _errors(error: DarkroomError | None) -> tuple[dict[str, str], str]:
+    """What is wrong, by the form's field, or with the whole."""
+    if error is None:
+        return {}, ""
+    field = "size" if error.field in ("width", "height") else error.field
+    if field not in _SHOWN_FIELDS or error.status != 400:
+        return {}, sentence(error.message.removeprefix("model: "))
+    return {field or "": sentence(error.message.removeprefix(f"{error.field}:"))}, ""
+
+
+def _state(view: GenerationView) -> PictureState:
+    if view.state != "running":
+        return view.state
+    if view.step == 0:
+        return "starting"
+    return "developing" if view.step < view.steps else "finishing"
+
+
+def _alt(view: GenerationView, state: PictureState) -> str:
+    prompt = view.prompt if len(view.prompt) <= 160 else view.prompt[:160] + "…"
+    if state == "done":
+        return f"Picture made from the words: {prompt}"
+    if state in ("failed", "cancelled"):
+        return "No picture"
+    return f"Preview of a picture that develops from the words: {prompt}" if view.preview else "Blank paper"
+
+
+def _address(view: GenerationView, *, streamed: bool) -> str:
+    if view.state != "done":
+        return _data_uri(view.preview, "jpeg")
+    if view.image is not None and (streamed or view.image_url is None):
+        return _data_uri(view.image, "png")
+    return view.image_url or ""
+
+
+def _data_uri(data: bytes | None, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}" if data else ""
+
+
+def _place(place: int | None) -> str:
+    if place is None:
+        return "it starts soon"
+    return "next in line" if place == 1 else f"place {place} in line"
+
+
+def _time_left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 1:
+        return "less than a second left"
+    return f"about {seconds:.0f} s left" if seconds < 99.5 else f"about {duration(seconds)} left"
+
+
+def _made_with(view: GenerationView) -> str:
+    if not view.dtype:
+        return ""
+    return f"Made in {view.dtype} on {view.device or 'this machine'}"
+
+
+def _again(view: GenerationView, *, seed: int | None, n: int) -> Again:
+    fields = {
+        "prompt": view.prompt,
+        "negative_prompt": view.negative_prompt,
+        "model": view.model_id,
+        "steps": str(view.steps),
+        "guidance_scale": f"{view.guidance_scale:g}",
+        "eta": f"{view.eta:g}",
+        "size": f"{view.width}x{view.height}",
+        "scheduler": view.noise_scheduler,
+        "n": str(n),
+        "seed": "" if seed is None else str(seed),
+    }
+    return Again(fields=tuple((name, value) for name, value in fields.items() if value))
+
+
+def _recipe(view: GenerationView, models: Sequence[ModelView]) -> str:
+    label = next((model.label for model in models if model.id == view.model_id), view.model)
+    parts = [
+        label,
+        f"{view.width} × {view.height}",
+        f"{view.steps} step{'s' if view.steps != 1 else ''}",
+        f"guidance {view.guidance_scale:g}",
+        noise_schedulers.NAMES.get(view.noise_scheduler, view.noise_scheduler),
+    ]
+    return " · ".join(parts)
+
+
+def _summary(batch: BatchView) -> str:
+    states = [view.state for view in batch.generations]
+    done, count = states.count("done"), len(states)
+    if count == 1:
+        words = {"waiting": "Waiting", "running": "Developing", "done": "Finished"}
+        return words.get(states[0], states[0].capitalize())
+    failed, cancelled = states.count("failed"), states.count("cancelled")
+    text = f"{done} of {count} finished"
+    if failed:
+        text += f", {failed} failed"
+    if cancelled:
+        text += f", {cancelled} cancelled"
+    return text
