@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio.to_thread
 
@@ -42,6 +42,7 @@ from app.services.clients import Client
 from app.services.live import LiveGeneration, Subscription
 from app.services.params import GenerationParams, ResolvedParams, resolve
 from app.services.pictures import encode_png, made_with
+from app.services.storage import StorageThreads
 from app.services.views import BatchView, GenerationView
 from app.storage.generations import GenerationRepository
 from app.storage.images import ImageStore
@@ -49,7 +50,6 @@ from app.storage.records import GenerationRecord
 from app.storage.votes import VoteRepository
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 UnknownWords = Callable[[CatalogEntry, str], Sequence[str]]
 """The words of a prompt that a model was never taught."""
 
@@ -90,6 +90,7 @@ class GenerationService:
         generations: Rows.
         votes: For the viewer's own vote in a view.
         images: Files.
+        storage: Where calls to these three run.
         owner: Id of this process in the rows.
         limits: How much is taken on.
         unknown_words: Tells which words of a prompt a model does not know.
@@ -102,6 +103,7 @@ class GenerationService:
         generations: GenerationRepository,
         votes: VoteRepository,
         images: ImageStore,
+        storage: StorageThreads,
         *,
         owner: str,
         limits: GenerationLimits,
@@ -112,6 +114,7 @@ class GenerationService:
         self._generations = generations
         self._votes = votes
         self._images = images
+        self._storage = storage
         self._owner = owner
         self.limits = limits
         self._unknown_words = unknown_words
@@ -154,7 +157,7 @@ class GenerationService:
         # They count from here on, so that a burst cannot pass the limit while rows are being written.
         self._live.update((live.record.id, live) for live in lives)
         try:
-            await self._in_thread(self._generations.insert_many, [live.record for live in lives])
+            await self._storage.run(self._generations.insert_many, [live.record for live in lives])
         except BaseException as error:
             self._forget(lives)
             if not isinstance(error, DarkroomError):
@@ -279,7 +282,7 @@ class GenerationService:
     async def _cancel_rows(self, ids: Sequence[str]) -> None:
         for id_ in ids:
             try:
-                await self._in_thread(self._generations.cancel, id_)
+                await self._storage.run(self._generations.cancel, id_)
             except StorageUnavailable:
                 logger.warning("a generation that was never queued may stay in the table until restart")
 
@@ -337,13 +340,15 @@ class GenerationService:
 
     async def _mark_running(self, live: LiveGeneration) -> None:
         try:
-            await self._in_thread(self._generations.mark_running, live.record.id)
+            await self._storage.run(self._generations.mark_running, live.record.id)
         except StorageUnavailable:
             logger.warning("could not note that a generation runs; it goes on")
 
     async def _end(self, live: LiveGeneration, event: Finished | Failed | Aborted) -> None:
         """Keep what came of it, then tell; if keeping fails, tell all the same and try again later."""
         changes, keep = await self._outcome(live, event)
+        if self._stopping and changes["state"] != "done":
+            live.publish(**changes)  # The process ends soon: readers first.
         kept = await self._try(keep)
         if changes["state"] == "done" and kept:
             changes["image_url"] = f"/images/{live.record.id}.png"
@@ -437,7 +442,7 @@ class GenerationService:
 
     async def _try(self, keep: Callable[[], object]) -> bool:
         try:
-            await self._in_thread(keep)
+            await self._storage.run(keep)
         except StorageUnavailable:
             logger.warning("the outcome of a generation could not be kept yet")
             return False
@@ -484,7 +489,7 @@ class GenerationService:
         # Those that live are looked up first: one that ends while the rows are read would be missed by both.
         in_memory = [*self._live.values(), *self._unkept.values()]
         lives = [live for live in in_memory if live.record.batch_id == batch_id]
-        records = await self._in_thread(self._generations.of_batch, batch_id)
+        records = await self._storage.run(self._generations.of_batch, batch_id)
         if not records:
             raise NotFound("no such batch")
         views = await self._for_viewer(records, viewer)
@@ -492,12 +497,12 @@ class GenerationService:
 
     async def recent(self, viewer: str, limit: int = 12) -> list[GenerationView]:
         """The viewer's newest finished pictures, newest first."""
-        records = await self._in_thread(self._generations.recent, viewer, ("done",), limit)
+        records = await self._storage.run(self._generations.recent, viewer, ("done",), limit)
         return await self._for_viewer(records, viewer)
 
     async def newest_unfinished(self, viewer: str) -> BatchView | None:
         """The viewer's newest batch that is not done yet: what a page that is opened again shows."""
-        record = await self._in_thread(self._generations.newest_unfinished, viewer)
+        record = await self._storage.run(self._generations.newest_unfinished, viewer)
         return None if record is None else await self.batch(record.batch_id, viewer)
 
     async def image(self, generation_id: str) -> bytes:
@@ -510,7 +515,7 @@ class GenerationService:
         if unkept is not None and unkept.view.image is not None:
             return unkept.view.image
         try:
-            return await self._in_thread(self._images.get, image_key(generation_id))
+            return await self._storage.run(self._images.get, image_key(generation_id))
         except NotFound:
             raise NotFound("no such picture") from None
 
@@ -629,8 +634,8 @@ class GenerationService:
         if not (view.mine or admin):
             raise Forbidden("only its maker may delete a picture")
         self._unkept.pop(generation_id, None)
-        await self._in_thread(self._generations.delete, generation_id)
-        await self._in_thread(self._images.delete, image_key(generation_id))
+        await self._storage.run(self._generations.delete, generation_id)
+        await self._storage.run(self._images.delete, image_key(generation_id))
 
     # ------------------------------------------------------------------ figures, shutdown
 
@@ -674,7 +679,7 @@ class GenerationService:
         return self._live.get(generation_id) or self._unkept.get(generation_id)
 
     async def _record(self, generation_id: str) -> GenerationRecord:
-        record = await self._in_thread(self._generations.get, generation_id)
+        record = await self._storage.run(self._generations.get, generation_id)
         if record is None:
             raise NotFound("no such generation")
         return record
@@ -685,7 +690,7 @@ class GenerationService:
         votes: dict[str, int] = {}
         finished = [record.id for record in records if record.state == "done"]
         if viewer is not None and finished:
-            votes = await self._in_thread(self._thumbs, viewer, finished)
+            votes = await self._storage.run(self._thumbs, viewer, finished)
         views = []
         for record in records:
             live = self._in_memory(record.id)
@@ -736,9 +741,6 @@ class GenerationService:
             if entry.id == model_id:
                 return self._catalog.public_name(entry)
         return model_id.rpartition("/")[2]
-
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await anyio.to_thread.run_sync(lambda: function(*args))
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)

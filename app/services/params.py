@@ -125,7 +125,9 @@ def _check_text(field: str, text: str, *, required: bool) -> None:
             f"{field}: at most {MAX_PROMPT:,} characters, this one has {len(text):,}", field=field
         )
     if required and not text.strip():
-        raise InvalidRequest(f"{field}: must have 1 to {MAX_PROMPT:,} characters, not only blanks", field=field)
+        raise InvalidRequest(
+            f"{field}: must have 1 to {MAX_PROMPT:,} characters, not only blanks", field=field
+        )
     check_storable(field, text)
 
 
@@ -177,9 +179,7 @@ def _check_size(entry: CatalogEntry, width: int, height: int) -> None:
         why = f" pixels for the model {entry.name}"
         _check_whole(field, value, limits.min_size, limits.max_size, why)
         if value % limits.size_multiple:
-            raise InvalidRequest(
-                f"{field}: must be a multiple of {limits.size_multiple}{why}", field=field
-            )
+            raise InvalidRequest(f"{field}: must be a multiple of {limits.size_multiple}{why}", field=field)
     if width * height > limits.max_pixels:
         raise InvalidRequest(
             f"width: width × height must be at most {limits.max_pixels:,} pixels "

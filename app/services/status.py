@@ -27,10 +27,12 @@ class StatusService:
         self._backend = backend
         self._generations = generations
         self._began = time.monotonic()
-        self._storage_problem: str | None = "The database has not answered yet."
+        self._storage_seen = False
+        self._storage_problem: str | None = None
 
     def storage_answers(self) -> None:
         """The database answered."""
+        self._storage_seen = True
         self._storage_problem = None
 
     def storage_fails(self, message: str) -> None:
@@ -65,10 +67,14 @@ class StatusService:
             queue_limit=self._generations.limits.queue,
             live=live,
             ready=ready,
-            storage=self._storage_problem is None,
+            storage=self._storage_works,
             uptime_seconds=round(time.monotonic() - self._began, 1),
             version=software_versions()["darkroom"],
         )
+
+    @property
+    def _storage_works(self) -> bool:
+        return self._storage_seen and self._storage_problem is None
 
     def _live(self, backend: BackendStatus) -> bool:
         """False once a supervisor should restart the process: the engine is lost, or a step hangs."""
@@ -76,24 +82,19 @@ class StatusService:
 
     def _ready(self, backend: BackendStatus, models: tuple[ModelView, ...]) -> bool:
         """The default model serves or, if that failed, loading has ended and one model serves."""
-        if self._storage_problem is not None or self._generations.stopping:
+        if not self._storage_works or self._generations.stopping:
             return False
         default = next((model for model in models if model.default), None)
         if default is not None and default.state == "ready":
             return True
         return backend.loading_ended and any(model.state == "ready" for model in models)
 
-    def _status(
-        self, backend: BackendStatus, models: tuple[ModelView, ...], live: bool
-    ) -> HealthStatus:
-        serving = any(model.state == "ready" for model in models)
-        loading = not backend.loading_ended and any(m.state in ("waiting", "loading") for m in models)
-        if not live or self._generations.stopping:
+    def _status(self, backend: BackendStatus, models: tuple[ModelView, ...], live: bool) -> HealthStatus:
+        if not live or self._generations.stopping or self._storage_problem is not None:
             return "unhealthy"
         if not self._ready(backend, models):
-            return "starting" if loading and self._storage_problem is None else "unhealthy"
-        failed = any(model.state == "failed" for model in models)
-        return "degraded" if failed or not serving else "healthy"
+            return "unhealthy" if backend.loading_ended and self._storage_seen else "starting"
+        return "degraded" if any(model.state == "failed" for model in models) else "healthy"
 
     def _reasons(self, backend: BackendStatus, models: tuple[ModelView, ...]) -> list[str]:
         reasons = []
@@ -103,6 +104,8 @@ class StatusService:
             reasons.append(f"A step has been running for {backend.busy_seconds:.0f} s.")
         if self._storage_problem is not None:
             reasons.append(self._storage_problem)
+        elif not self._storage_seen:
+            reasons.append("The database is being opened.")
         if self._generations.stopping:
             reasons.append("The process is ending.")
         for model in models:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import anyio.to_thread
+from typing import Any
 
 from app.errors import InvalidRequest
 from app.services.params import check_storable
 from app.services.pictures import picture_parameters
+from app.services.storage import StorageThreads
 from app.storage.generations import GenerationRepository
 from app.storage.records import GenerationRecord, NewVote, VoteKind, VoteRecord
 from app.storage.votes import VoteRepository
-
-T = TypeVar("T")
 
 MAX_SHOWN = 16
 MAX_KEY = 200
@@ -50,10 +47,14 @@ class VoteService:
     Args:
         votes: Rows.
         generations: To check what was shown and to copy its recipe.
+        storage: Where calls to both run.
     """
 
-    def __init__(self, votes: VoteRepository, generations: GenerationRepository) -> None:
+    def __init__(
+        self, votes: VoteRepository, generations: GenerationRepository, storage: StorageThreads
+    ) -> None:
         self._votes = votes
+        self._storage = storage
         self._generations = generations
         self.cast_total = 0
 
@@ -67,7 +68,7 @@ class VoteService:
         """
         _check(ballot)
         _check_key(idempotency_key)
-        record = await _in_thread(self._cast, ballot, voter, idempotency_key)
+        record = await self._storage.run(self._cast, ballot, voter, idempotency_key)
         self.cast_total += 1
         return record
 
@@ -79,7 +80,7 @@ class VoteService:
         """
         shown = tuple(shown)
         _check_shown(shown)
-        return await _in_thread(self._votes.withdraw, voter, kind, shown)
+        return await self._storage.run(self._votes.withdraw, voter, kind, shown)
 
     async def of_voter(self, voter: str, generation_ids: Iterable[str]) -> list[VoteRecord]:
         """The voter's votes on these generations.
@@ -87,7 +88,7 @@ class VoteService:
         Raises:
             StorageUnavailable: They cannot be looked up.
         """
-        return await _in_thread(self._votes.of_voter, voter, tuple(generation_ids))
+        return await self._storage.run(self._votes.of_voter, voter, tuple(generation_ids))
 
     def _cast(self, ballot: Ballot, voter: str, idempotency_key: str | None) -> VoteRecord:
         vote = NewVote(
@@ -156,7 +157,3 @@ def _check_key(key: str | None) -> None:
 def _body_hash(ballot: Ballot) -> str:
     body: list[Any] = [ballot.kind, list(ballot.shown), ballot.value, ballot.chosen]
     return hashlib.sha256(json.dumps(body).encode()).hexdigest()
-
-
-async def _in_thread(function: Callable[..., T], *args: Any) -> T:
-    return await anyio.to_thread.run_sync(lambda: function(*args))

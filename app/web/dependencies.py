@@ -3,23 +3,23 @@
 The pages plug in here. `app.web.pages` offers:
 
 - `router`: an `APIRouter` with the pages' own routes (the HTML streams, fragments, other pages);
-- `async home(request) -> Response`: the page that `GET /` gives a browser;
-- `async created(request, batch) -> Response`: the fragment that answers `POST /generations` sent as a form;
-- `async changed(request, view) -> Response`: the fragment that answers `DELETE /generations/{id}` (cancelled)
-  and a form sent to `POST /votes`, with `HX-Request`;
-- `async problem(request, error) -> Response`: the readable fragment, or page, for a `DarkroomError`; its
-  status is `error.status`.
+- `async home(request)`, `async models_page(request)`: what `GET /` and `GET /models` give a browser;
+- `async develop(request)`: answers `POST /generations` sent as a form;
+- `async changed(request, view)`: the fragment that answers `DELETE /generations/{id}` (cancelled);
+- `async problem(request, error)`: the readable fragment, or page, for a `DarkroomError`; its status is
+  `error.status`.
 """
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 from typing import cast
 
 from starlette.requests import Request
 
 from app.catalog.entry import Catalog
-from app.services.clients import Client, ClientCookies
+from app.services.clients import COOKIE_NAME, Client, ClientCookies
 from app.services.generations import GenerationService
 from app.services.status import StatusService
 from app.services.votes import VoteService
@@ -37,6 +37,7 @@ class Services:
         cookies: The voter's cookie.
         ping_seconds: Pause between comments that keep an idle stream open.
         send_timeout_seconds: A stream ends when a reader takes nothing for so long.
+        admin_token: Gives the rights of an admin; None if there is none.
     """
 
     catalog: Catalog
@@ -46,6 +47,7 @@ class Services:
     cookies: ClientCookies
     ping_seconds: float = 15.0
     send_timeout_seconds: float = 10.0
+    admin_token: str | None = None
 
 
 def services_of(request: Request) -> Services:
@@ -59,9 +61,16 @@ def client_of(request: Request) -> Client:
     client = state.get("client")
     if client is None:
         address = request.client.host if request.client else "unknown"
-        client = services_of(request).cookies.read(request.cookies.get("darkroom_voter"), address)
+        client = services_of(request).cookies.read(request.cookies.get(COOKIE_NAME), address)
         state["client"] = client
     return cast(Client, client)
+
+
+def is_admin(request: Request) -> bool:
+    """Whether the request carries the admin token."""
+    token = services_of(request).admin_token
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    return token is not None and hmac.compare_digest(given.encode(), token.encode())
 
 
 def wants_html(request: Request) -> bool:

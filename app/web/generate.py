@@ -1,0 +1,92 @@
+"""`/generate`: one picture, watched by the reader who asked for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import GenerationError, NotFound, ShuttingDown
+from app.services.params import GenerationParams
+from app.services.views import GenerationView
+from app.web.bodies import read_json, schema_of
+from app.web.dependencies import client_of, services_of
+from app.web.images import picture_response
+from app.web.schemas import GenerateBody, GenerateQuery, ProblemAnswer
+from app.web.sse import generation_messages, parse_last_event_id, stream
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Previews, then the picture; with Accept: image/png the picture alone.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}, "image/png": {}},
+    },
+    204: {"description": "The generation of Last-Event-ID has ended."},
+    **{status: {"model": ProblemAnswer} for status in (400, 403, 413, 415, 422, 429, 500, 503)},
+}
+router = APIRouter(tags=["generate"])
+
+
+@router.get("/generate", response_class=Response, responses=_ANSWERS)
+async def generate(request: Request, query: Annotated[GenerateQuery, Query()]) -> Response:
+    """Make a picture and watch it develop. A reader that leaves has a few seconds to come back."""
+    return await _generate(request, query.params())
+
+
+@router.post("/generate", response_class=Response, responses=_ANSWERS, openapi_extra=schema_of(GenerateBody))
+async def generate_from_json(request: Request) -> Response:
+    """The same with the fields as a JSON object."""
+    return await _generate(request, (await read_json(request, GenerateBody)).params())
+
+
+async def _generate(request: Request, params: GenerationParams) -> Response:
+    generations = services_of(request).generations
+    last_event_id = request.headers.get("last-event-id")
+    if last_event_id:
+        generation_id, step = parse_last_event_id(last_event_id)
+        if await _has_ended(request, generation_id):
+            return Response(status_code=204)
+        return stream(request, generation_messages(generations.watch(generation_id), after_step=step))
+    batch = await generations.create(params, client_of(request), lease=True)
+    generation_id = batch.generations[0].id
+    if _wants_picture(request):
+        return await _picture(request, generation_id)
+    return stream(request, generation_messages(generations.watch(generation_id)))
+
+
+async def _has_ended(request: Request, generation_id: str) -> bool:
+    try:
+        view = await services_of(request).generations.get(generation_id)
+    except NotFound:
+        return True
+    return view.final
+
+
+def _wants_picture(request: Request) -> bool:
+    accept = request.headers.get("accept", "")
+    return "image/png" in accept and "text/event-stream" not in accept
+
+
+async def _picture(request: Request, generation_id: str) -> Response:
+    """The picture alone, once it is done; a reader who leaves gives its place back."""
+    last: GenerationView | None = None
+
+    async def watch() -> None:
+        nonlocal last
+        async for view in services_of(request).generations.watch(generation_id):
+            last = view
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(watch)
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        group.cancel_scope.cancel()
+    if last is None or not last.final:
+        return Response(status_code=499)  # Nobody is there to read it.
+    if last.image is None:
+        problem = ShuttingDown if last.error_code == ShuttingDown.code else GenerationError
+        raise problem(last.error_message or "The picture could not be made.")
+    return picture_response(last.image, last.download_name, kept_at=last.image_url)
