@@ -16,12 +16,12 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Darkroom API</title>
-<link rel="stylesheet" href="{css}">
+<link rel="icon" href="{icon}">
+<script type="module" src="{rapidoc}"></script>
 </head>
 <body>
-<div id="swagger-ui"></div>
-<script src="{bundle}"></script>
-<script src="{start}"></script>
+<rapi-doc spec-url="/openapi.json" theme="dark" render-style="read" load-fonts="false" show-header="false"
+ allow-server-selection="false" allow-authentication="false"></rapi-doc>
 </body>
 </html>
 """
@@ -29,10 +29,6 @@ _PAGE = """<!doctype html>
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    """Swagger UI; works offline."""
-    page = _PAGE.format(
-        css=asset("vendor/swagger-ui.css"),
-        bundle=asset("vendor/swagger-ui-bundle.js"),
-        start=asset("vendor/swagger-initializer.js"),
-    )
+    """RapiDoc reads the schema and lets one try the calls; works offline."""
+    page = _PAGE.format(rapidoc=asset("vendor/rapidoc-9.3.8.min.js"), icon=asset("icons/favicon.svg"))
     return HTMLResponse(page, headers={"Cache-Control": "no-cache"})
