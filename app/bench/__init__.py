@@ -1,0 +1,1 @@
+"""Measurements, each as a ratio against what a user would do instead, in one run."""

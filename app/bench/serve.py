@@ -1,0 +1,231 @@
+"""`darkroom bench serve`: Darkroom over real HTTP against stock diffusers and against the bare batched loop.
+
+In one run, with the same weights, prompts and steps:
+
+a. stock diffusers, one request after another, no previews, at its best thread count and dtype;
+b. the bare batched loop of 16 with no serving around it;
+c. Darkroom over HTTP with 1, 4 and 16 concurrent streams and a preview at every step, the client on the same
+   cores.
+
+(b) and (c) in float32 and, where the CPU computes it natively, bfloat16. Every part is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from app.bench.client import StreamResult, closed_loop
+from app.bench.prompts import prompts
+from app.catalog.loader import load_catalog
+
+STREAMS = (1, 4, 16)
+_BATCH = 16
+_PROBE_PICTURES = 4
+_ROUNDS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `darkroom bench serve` takes."""
+    parser.add_argument("--model", default="builtin/base", help="full model id (default: %(default)s)")
+    parser.add_argument(
+        "--requests", type=int, default=64, help="pictures of each part (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="inference steps (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the table, write the JSON."""
+    entry = load_catalog([arguments.model.split("/")[0]]).resolve(arguments.model)
+    native = _python("import app.engine.warm_up as w; print(int(w.computes_bfloat16_natively()))")
+    dtypes = ["float32", "bfloat16"] if native.strip() == "1" else ["float32"]
+    threads = os.cpu_count() or 1
+    print(
+        f"{platform.processor() or platform.machine()}, {threads} cores, {arguments.steps} steps", flush=True
+    )
+    plain = _measure_plain(str(entry.folder or entry.source), dtypes, threads, arguments, entry.defaults)
+    result: dict[str, Any] = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"processor": _processor(), "cores": threads, "python": platform.python_version()},
+        "model": entry.id,
+        "steps": arguments.steps,
+        "requests": arguments.requests,
+        "a": plain,
+        "b": {},
+        "c": {},
+    }
+    for dtype in dtypes:
+        loop = _module(
+            "app.bench.loop", entry.id, dtype, threads, _BATCH, arguments.requests, arguments.steps
+        )
+        result["b"][dtype] = loop
+        print(f"(b) bare loop, {dtype}: {loop['images_per_second']:.2f} images/s", flush=True)
+        result["c"][dtype] = _measure_served(dtype, arguments)
+    print()
+    print(table(result))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as a Markdown table, ratios included."""
+    plain = result["a"]["images_per_second"]
+    lines = [
+        "| what | images/s | ÷ (a) | ÷ (b) | first preview p50 / p95 |",
+        "|---|---|---|---|---|",
+        f"| (a) diffusers, one by one, {result['a']['dtype']}, {result['a']['threads']} threads "
+        f"| {plain:.2f} | 1 | | |",
+    ]
+    for dtype, loop in result["b"].items():
+        rate = loop["images_per_second"]
+        lines.append(f"| (b) bare loop of {_BATCH}, {dtype} | {rate:.2f} | {rate / plain:.2f} | 1 | |")
+        for streams, served in result["c"][dtype].items():
+            ours = served["images_per_second"]
+            share = f"{ours / rate:.2f}" if int(streams) == _BATCH else ""
+            lines.append(
+                f"| (c) Darkroom, {streams} streams, {dtype} | {ours:.2f} | {ours / plain:.2f} | {share} "
+                f"| {served['first_preview_p50'] * 1e3:.0f} / {served['first_preview_p95'] * 1e3:.0f} ms |"
+            )
+    for dtype, loop in result["b"].items():
+        parts = loop["preview_seconds"]
+        share = sum(parts.values()) / loop["step_seconds"]
+        detail = ", ".join(f"{part} {seconds * 1e3:.1f} ms" for part, seconds in parts.items())
+        lines.append(
+            f"\nPreviews of {_BATCH} pictures cost {share:.1%} of a {dtype} step "
+            f"({loop['step_seconds'] * 1e3:.0f} ms): {detail}."
+        )
+    return "\n".join(lines)
+
+
+def _measure_plain(
+    source: str, dtypes: list[str], cores: int, arguments: argparse.Namespace, defaults: Any
+) -> dict[str, Any]:
+    """Find the best thread count and dtype on a few pictures, then measure that one properly."""
+
+    def measure(dtype: str, threads: int, count: int) -> dict[str, Any]:
+        return _module(
+            "app.bench.plain", source, dtype, threads, count, arguments.steps, defaults.guidance_scale
+        )
+
+    choices = [(dtype, threads) for dtype in dtypes for threads in sorted({1, cores})]
+    probed = {choice: measure(*choice, _PROBE_PICTURES)["images_per_second"] for choice in choices}
+    for (dtype, threads), rate in probed.items():
+        print(f"(a) diffusers one by one, {dtype}, {threads} threads: {rate:.2f} images/s", flush=True)
+    dtype, threads = max(probed, key=lambda choice: probed[choice])
+    measured = measure(dtype, threads, max(_PROBE_PICTURES, arguments.requests // 4))
+    probes = [{"dtype": d, "threads": t, "images_per_second": rate} for (d, t), rate in probed.items()]
+    best = max(measured["images_per_second"], probed[dtype, threads])
+    return {**measured, "images_per_second": best, "dtype": dtype, "threads": threads, "probes": probes}
+
+
+def _measure_served(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load the real server with 1, 4 and 16 readers; the best of three rounds counts, as for (a)."""
+    served: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
+        environment = {
+            **os.environ,
+            "DARKROOM_DATA_DIR": folder,
+            "DARKROOM_DTYPE": dtype,
+            "DARKROOM_MAX_PER_CLIENT": "64",
+            "DARKROOM_LOG_LEVEL": "warning",
+        }
+        command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+            try:
+                _wait_until_ready(server, port)
+                asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, _BATCH), _BATCH))
+                for streams in STREAMS:
+                    count = arguments.requests if streams == _BATCH else max(streams, arguments.requests // 4)
+                    rounds = [_load(port, arguments, count, streams) for _ in range(_ROUNDS)]
+                    best = max(rounds, key=lambda one: one["images_per_second"])
+                    served[str(streams)] = {**best, "rounds": [one["images_per_second"] for one in rounds]}
+                    print(
+                        f"(c) Darkroom, {streams} streams, {dtype}: {best['images_per_second']:.2f} images/s,"
+                        f" first preview {best['first_preview_p50'] * 1e3:.0f} ms",
+                        flush=True,
+                    )
+            finally:
+                server.terminate()
+                server.wait(30)
+    return served
+
+
+def _load(port: int, arguments: argparse.Namespace, count: int, streams: int) -> dict[str, Any]:
+    seconds, results = asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, count), streams))
+    firsts = sorted(result.first_preview_seconds for result in results)
+    _check_previews(results, arguments.steps)
+    return {
+        "images_per_second": count / seconds,
+        "first_preview_p50": statistics.median(firsts),
+        "first_preview_p95": firsts[min(len(firsts) - 1, round(0.95 * len(firsts)))],
+        "images_per_stream": statistics.mean(result.images for result in results),
+    }
+
+
+def _check_previews(results: list[StreamResult], steps: int) -> None:
+    """A reader that was sent few previews would make the figures look better than they are."""
+    seen = statistics.mean(result.images for result in results)
+    if seen < 0.9 * steps:
+        raise RuntimeError(f"readers saw {seen:.1f} images of {steps}: the figures would not count")
+
+
+def _queries(arguments: argparse.Namespace, count: int) -> list[dict[str, str]]:
+    shared = {"model": arguments.model, "steps": str(arguments.steps)}
+    return [{"prompt": prompt, "seed": str(seed), **shared} for seed, prompt in enumerate(prompts(count))]
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int, timeout: float = 180.0) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    raise RuntimeError("the server did not get ready")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _module(module: str, *arguments: object) -> dict[str, Any]:
+    """Run a module in a process of its own; its last line is JSON."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    parsed: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return parsed
+
+
+def _python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
