@@ -18,26 +18,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 torch.set_num_threads(1)
 
 WORDS = ("a", "the", "of", "on", "in", "red", "blue", "green", "cat", "dog", "sunset", "rocket", "left")
-    "a",
-    "an",
-    "the",
-    "of",
-    "on",
-    "in",
-    "red",
-    "blue",
-    "green",
-    "cat",
-    "dog",
-    "sunset",
-    "rocket",
-    "apple",
-    "small",
-    "large",
-    "left",
-    "right",
-    "picture",
-]
 
 
 def make_tokenizer(folder: Path, max_length: int = 16) -> CLIPTokenizer:
