@@ -18,6 +18,7 @@ from app.errors import InvalidConfiguration
 PREFIX = "DARKROOM_"
 _SECRETS = ("secret_key", "admin_token", "database_url")
 _SECRET_BYTES = 32
+_SECRET_LENGTH = 16
 
 
 class Settings(BaseSettings):
@@ -48,7 +49,6 @@ class Settings(BaseSettings):
     )
     secret_key: SecretStr | None = Field(
         None,
-        min_length=16,
         description="Signs cookies, 16 characters or more; made once in the data folder if left out.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -58,7 +58,6 @@ class Settings(BaseSettings):
     )
     admin_token: SecretStr | None = Field(
         None,
-        min_length=16,
         description="Bearer token for what only an admin may do from elsewhere, 16 characters or more; "
         "without one only loopback may.",
     )
@@ -112,6 +111,13 @@ class Settings(BaseSettings):
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
+    @field_validator("secret_key", "admin_token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < _SECRET_LENGTH:
+            raise ValueError(f"{_SECRET_LENGTH} characters or more are needed")
+        return value
+
     @field_validator("allowed_hosts")
     @classmethod
     def _bare_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -143,9 +149,9 @@ class Settings(BaseSettings):
                 f"The file secret_key in the data folder {str(self.data_dir)!r} cannot be used: {exc}. "
                 f"Correct {PREFIX}DATA_DIR or set {PREFIX}SECRET_KEY."
             ) from exc
-        if len(key) < 16:
+        if len(key) < _SECRET_LENGTH:
             raise InvalidConfiguration(
-                f"The key in {str(path)!r} is shorter than 16 characters; delete the file."
+                f"The key in {str(path)!r} is shorter than {_SECRET_LENGTH} characters; delete the file."
             )
         return key
 
