@@ -8,7 +8,7 @@ import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -152,7 +152,8 @@ async def _lifespan(process: _Process) -> AsyncIterator[None]:
     generation_service = process.services.generations
     opened = asyncio.Event()
     heart = asyncio.create_task(_keep_alive(process, opened))
-    await asyncio.wait([asyncio.ensure_future(opened.wait()), heart], timeout=_OPEN_SECONDS)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(opened.wait(), _OPEN_SECONDS)
     await process.backend.start()
     try:
         with _on_signals(generation_service.begin_shutdown):
