@@ -8,20 +8,25 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
 
 
-def _server(app: FastAPI) -> uvicorn.Server:
+def _server(app: FastAPI, lifespan: Literal["on", "off"]) -> uvicorn.Server:
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=3, ws="none", access_log=False
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        lifespan=lifespan,
+        timeout_graceful_shutdown=3,
     )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    return server
+    return uvicorn.Server(config)
 
 
 def _address(server: uvicorn.Server) -> str:
@@ -31,8 +36,8 @@ def _address(server: uvicorn.Server) -> str:
 
 @asynccontextmanager
 async def serving(app: FastAPI) -> AsyncIterator[str]:
-    """Serve `app` in this event loop; yields its address."""
-    server = _server(app)
+    """Serve `app`, which is started already, in this event loop; yields its address."""
+    server = _server(app, "off")
     task = asyncio.create_task(server._serve())
     while not server.started:
         if task.done():
@@ -49,8 +54,8 @@ async def serving(app: FastAPI) -> AsyncIterator[str]:
 
 @contextmanager
 def serving_in_thread(app: FastAPI) -> Iterator[str]:
-    """Serve `app` in a thread of its own; yields its address."""
-    server = _server(app)
+    """Start and serve `app` in a thread of its own; yields its address."""
+    server = _server(app, "on")
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     pause = threading.Event()

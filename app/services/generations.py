@@ -186,7 +186,12 @@ class GenerationService:
             )
 
     def _admit(self, client: Client, n: int) -> None:
-        held = sum(1 for live in self._live.values() if live.share_key == client.share_key)
+        # What somebody made before the cookie came back is theirs as well.
+        held = sum(
+            1
+            for live in self._live.values()
+            if live.share_key == client.share_key or live.record.client == client.id
+        )
         if held + n > self.limits.client_share:
             self.refused_total += 1
             raise TooManyRequests(
