@@ -95,7 +95,8 @@ def table(result: dict[str, Any]) -> str:
     for dtype, loop in result["b"].items():
         rate = loop["images_per_second"]
         lines.append(f"| (b) bare loop of {_BATCH}, {dtype} | {rate:.2f} | {rate / plain:.2f} | 1 | |")
-        for streams, served in result["c"][dtype].items():
+        for streams in map(str, STREAMS):
+            served = result["c"][dtype][streams]
             ours = served["images_per_second"]
             share = f"{ours / rate:.2f}" if int(streams) == _BATCH else ""
             lines.append(
@@ -109,6 +110,12 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"\nPreviews of {_BATCH} pictures cost {share:.1%} of a {dtype} step "
             f"({loop['step_seconds'] * 1e3:.0f} ms): {detail}."
+        )
+    for dtype, served in result["c"].items():
+        start = served["start"]
+        lines.append(
+            f"\nStart in {dtype}: `/livez` answers after {start['livez']:.1f} s, "
+            f"`/readyz` after {start['readyz']:.1f} s."
         )
     return "\n".join(lines)
 
@@ -149,7 +156,7 @@ def _measure_served(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]
         command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
             try:
-                _wait_until_ready(server, port)
+                served["start"] = _start_times(server, port)
                 asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, _BATCH), _BATCH))
                 for streams in STREAMS:
                     count = arguments.requests if streams == _BATCH else max(streams, arguments.requests // 4)
@@ -191,15 +198,20 @@ def _queries(arguments: argparse.Namespace, count: int) -> list[dict[str, str]]:
     return [{"prompt": prompt, "seed": str(seed), **shared} for seed, prompt in enumerate(prompts(count))]
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], port: int, timeout: float = 180.0) -> None:
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    raise RuntimeError("the server did not get ready")
+def _start_times(server: subprocess.Popen[bytes], port: int, timeout: float = 180.0) -> dict[str, float]:
+    """Wait for the server; seconds from process start to the first 200 of `/livez` and of `/readyz`."""
+    began = time.monotonic()
+    times: dict[str, float] = {}
+    for probe in ("livez", "readyz"):
+        while probe not in times:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/{probe}", timeout=5):
+                    times[probe] = time.monotonic() - began
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.05)
+            if server.poll() is not None or time.monotonic() - began > timeout:
+                raise RuntimeError("the server did not get ready")
+    return times
 
 
 def _free_port() -> int:
