@@ -33,11 +33,13 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder for the database, the pictures and the secret.")
     database_url: str | None = Field(
         None,
+        repr=False,  # holds a password
         description="Database, as postgresql+psycopg://user:password@server/name or sqlite:///file; "
         "a SQLite file in the data folder if left out.",
     )
     media_url: str | None = Field(
         None,
+        repr=False,
         description="Where pictures are kept: a folder or an fsspec URL; "
         "the folder media in the data folder if left out.",
     )
