@@ -42,7 +42,7 @@ def model_card(model: ModelView, *, selected: bool = False) -> ModelCard:
         name=model.name,
         id=model.id,
         label=model.label,
-        best_for=model.best_for,
+        best_for=_lower(model.best_for),
         description=model.description,
         licence=model.licence,
         demonstration=model.demonstration,
@@ -142,18 +142,21 @@ def stage_view(batch: BatchView, models: Sequence[ModelView], *, streamed: bool 
         recipe=_recipe(first, models),
         summary=_summary(batch),
         count=count,
-        pictures=tuple(picture_card(view, count, streamed=streamed) for view in batch.generations),
+        pictures=tuple(picture_card(view, count, models, streamed=streamed) for view in batch.generations),
         live=not batch.final,
         again=_again(first, seed=None, n=count) if count > 1 else Again(fields=()),
     )
 
 
-def picture_card(view: GenerationView, of: int, *, streamed: bool = False) -> PictureCard:
+def picture_card(
+    view: GenerationView, of: int, models: Sequence[ModelView] = (), *, streamed: bool = False
+) -> PictureCard:
     """One picture in its present state.
 
     Args:
         view: The picture.
         of: How many pictures its batch has.
+        models: All models, to tell one that still loads.
         streamed: As for `stage_view`.
     """
     state = _state(view)
@@ -171,14 +174,14 @@ def picture_card(view: GenerationView, of: int, *, streamed: bool = False) -> Pi
         step=view.step,
         total_steps=view.steps,
         percent=100 if view.state == "done" else round(view.progress),
-        place=_place(view.place) if state == "waiting" else "",
+        place=_place(view, models) if state == "waiting" else "",
         time_left=_time_left(view.seconds_left),
         seed=str(view.seed),
         time=duration(view.seconds) if view.seconds is not None else "",
         file_size=file_size(view.image_bytes),
         made_with=_made_with(view) if state == "done" else "",
         notices=view.notices,
-        error=sentence(view.error_message or ""),
+        error=_why(view),
         vote=cast(Literal[-1, 0, 1], view.vote or 0),
         mine=view.mine,
         keys=of == 1,
@@ -212,7 +215,7 @@ def status_panel(health: HealthView) -> StatusPanel:
         return StatusPanel(
             state="starting",
             title="Warming up",
-            text="The models are being loaded. You can write meanwhile; developing begins when one is ready.",
+            text="The models are being loaded. You can ask for a picture already: it waits for its model.",
             models=loading + failed,
             poll=1,
         )
@@ -313,10 +316,22 @@ def _data_uri(data: bytes | None, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}" if data else ""
 
 
-def _place(place: int | None) -> str:
-    if place is None:
+def _why(view: GenerationView) -> str:
+    text = sentence(view.error_message or "")
+    return "" if view.state == "cancelled" and text == "Cancelled." else text
+
+
+def _lower(text: str) -> str:
+    """To follow other words in a sentence: 'Small pictures' as 'small pictures', 'PNG' as it is."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def _place(view: GenerationView, models: Sequence[ModelView]) -> str:
+    if any(model.id == view.model_id and model.state != "ready" for model in models):
+        return "waits for its model"
+    if view.place is None:
         return "it starts soon"
-    return "next in line" if place == 1 else f"place {place} in line"
+    return "next in line" if view.place == 1 else f"place {view.place} in line"
 
 
 def _time_left(seconds: float | None) -> str:

@@ -309,9 +309,10 @@ async def changed(request: Request, view: GenerationView) -> Response:
     """The answer to a vote or a cancel: the picture as it is now."""
     if not _is_htmx(request):
         return RedirectResponse(f"/studio/{view.batch_id}", 303)
-    batch = await services_of(request).generations.batch(view.batch_id, client_of(request).id)
+    services = services_of(request)
+    batch = await services.generations.batch(view.batch_id, client_of(request).id)
     now = next((g for g in batch.generations if g.id == view.id), view)
-    return _html(PictureFragment(picture=picture_card(now, len(batch.generations))))
+    return _html(PictureFragment(picture=picture_card(now, len(batch.generations), services.status.models())))
 
 
 async def problem(request: Request, error: DarkroomError) -> Response:
@@ -404,7 +405,7 @@ def _message(request: Request, batch: BatchView, sent: dict[str, tuple[object, .
             sent[view.id] = state
             new.append(view)
     models = services_of(request).status.models()
-    cards = tuple(picture_card(view, len(batch.generations), streamed=True) for view in new)
+    cards = tuple(picture_card(view, len(batch.generations), models, streamed=True) for view in new)
     html = render(
         StreamFragment(
             stage=replace(stage_view(batch, models), pictures=cards),
