@@ -119,14 +119,17 @@ class FakeBackend:
     def set_model(self, model_id: str, state: ModelState, error: str | None = None) -> None:
         """Change the state of a model."""
         progress = 1.0 if state == "ready" else 0.4
-        self.models[model_id] = ModelStatus(model_id, state, progress, stage="reading the weights", error=error)
+        stage = "reading the weights"
+        self.models[model_id] = ModelStatus(model_id, state, progress, stage=stage, error=error)
+        if state == "ready":
+            self._fill()
 
     def add_request(self, request: GenerationRequest, listener: Listener) -> None:
         """Queue it."""
         if self.stopped:
             raise ShuttingDown("The server is stopping.")
-        if self.models[request.model].state != "ready":
-            raise ModelNotReady("The model still loads.")
+        if self.models[request.model].state == "failed":
+            raise ModelNotReady("The model could not be loaded.")
         self.requests.append(request)
         self._waiting.append(_Job(request, listener))
         self._fill()
@@ -158,8 +161,12 @@ class FakeBackend:
         )
 
     def _fill(self) -> None:
-        while self._waiting and len(self._running) < self.slots:
-            job = self._waiting.pop(0)
+        while len(self._running) < self.slots:
+            loaded = [job for job in self._waiting if self.models[job.request.model].state == "ready"]
+            if not loaded:
+                break
+            job = loaded[0]
+            self._waiting.remove(job)
             self._running[job.request.id] = job
             job.task = asyncio.get_running_loop().create_task(self._run(job))
         for place, job in enumerate(self._waiting, start=1):

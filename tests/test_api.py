@@ -93,18 +93,24 @@ async def test_models_list_defaults_limits_and_schedulers(client: httpx.AsyncCli
     assert {"name": "lcm", "label": "LCM", "max_steps": 50} in body["schedulers"]
 
 
-async def test_loading_model_is_503_and_failed_one_says_why(
+async def test_model_that_failed_is_503_and_says_why(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    backend.set_model("builtin/base", "loading")
-    response = await client.get("/generate", params={"prompt": "x"})
-    assert response.status_code == 503
-    assert response.headers["retry-after"] == "2"
-    assert response.json()["error"]["code"] == "model_not_ready"
     backend.set_model("builtin/base", "failed", "the weights are corrupt")
     response = await client.get("/generate", params={"prompt": "x"})
     assert response.status_code == 503
+    assert response.json()["error"]["code"] == "model_not_ready"
     assert "corrupt" in response.json()["error"]["message"]
+    assert (await client.get("/generate", params={"prompt": "x", "model": "quick"})).status_code == 200
+
+
+async def test_requests_wait_for_a_model_that_loads(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    backend.set_model("builtin/base", "loading")
+    body = (await client.post("/generations", json={"prompt": "x", "steps": 2})).json()
+    assert (await client.get(f"/generations/{body['batch_id']}")).json()["state"] == "waiting"
+    backend.set_model("builtin/base", "ready")
+    events = parse_events((await client.get(f"/generations/{body['batch_id']}/events")).text)
+    assert events[-2].json["done"] is True
 
 
 async def test_png_answer_carries_all_it_takes_to_make_it_again(

@@ -144,14 +144,14 @@ class GenerationService:
         Raises:
             InvalidRequest: A field is wrong (`UnknownModel` for the model).
             TooManyRequests: The queue is full, or the client's share of it.
-            ModelNotReady: The model still loads, or failed to.
+            ModelNotReady: The model failed to load. While it loads, requests wait for it.
             StorageUnavailable: Nothing was written or queued.
             ShuttingDown: The process is ending.
         """
         if self._stopping:
             raise ShuttingDown(_STOPPED, retry_after=5.0)
         resolved = resolve(params, self._catalog, n=n)
-        self._check_ready(resolved.entry)
+        self._check_not_failed(resolved.entry)
         self._admit(client, n)
         lives = self._make_lives(resolved, client, n, lease)
         # They count from here on, so that a burst cannot pass the limit while rows are being written.
@@ -168,22 +168,14 @@ class GenerationService:
             self._queue(live, resolved)
         return BatchView(id=lives[0].record.id, generations=tuple(replace(v.view, mine=True) for v in lives))
 
-    def _check_ready(self, entry: CatalogEntry) -> None:
+    def _check_not_failed(self, entry: CatalogEntry) -> None:
         for status in self._backend.status().models:
-            if status.id != entry.id or status.state == "ready":
-                continue
-            name = self._catalog.public_name(entry)
-            if status.state == "failed":
+            if status.id == entry.id and status.state == "failed":
+                name = self._catalog.public_name(entry)
+                reason = status.error or "unknown reason"
                 raise ModelNotReady(
-                    f"model: {name} could not be loaded: {status.error or 'unknown reason'}",
-                    field="model",
-                    retry_after=60.0,
+                    f"model: {name} could not be loaded: {reason}", field="model", retry_after=60.0
                 )
-            raise ModelNotReady(
-                f"model: {name} is still loading ({status.progress:.0%}); try again in a moment",
-                field="model",
-                retry_after=2.0,
-            )
 
     def _admit(self, client: Client, n: int) -> None:
         # What somebody made before the cookie came back is theirs as well.
