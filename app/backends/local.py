@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -137,6 +138,8 @@ class LocalBackend:
             return
         for entry in self._catalog.entries:
             self._report(entry.id, state="loading", progress=0.02, stage="starting torch")
+        # Image processors that nobody uses here complain of a missing torchvision when they are imported.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         try:
             from app.engine.worker import EngineWorker, WorkerOptions
 

@@ -18,8 +18,12 @@ from app.families.base import Family
 MAX_ROWS = 64
 """Most forward rows of one batch; beyond it a newcomer would wait too long for its first step."""
 
-MIN_GAIN = 1.03
-"""A batch is doubled while that lets at least this many times as many rows through per second."""
+GOOD_ENOUGH = 0.95
+"""The largest batch with at least this share of the best throughput is taken: a larger one serves more people
+at the same speed, and one disturbed measurement must not leave a server with tiny batches for its life."""
+
+HOPELESS = 0.7
+"""Doubling ends where throughput falls below this share of the best."""
 
 MIN_PSNR = 30.0
 """dB between the final pictures in half precision and in float32, below which half precision is refused."""
@@ -46,36 +50,46 @@ class StepTimes:
 
 
 @torch.inference_mode()
-def measure_steps(family: Family, entry: CatalogEntry, repeats: int = 3) -> StepTimes:
-    """Double the batch while throughput grows and memory allows.
+def measure_steps(family: Family, entry: CatalogEntry) -> StepTimes:
+    """Double the batch while that may still gain and memory allows.
 
     Args:
         family: The loaded model.
         entry: For the default size.
-        repeats: Each batch size is timed this often; the fastest counts, since others use the machine too.
     """
-    shape = family.latent_shape(entry.defaults.width, entry.defaults.height)
-    embeds = family.encode_prompt("").embeds
-    rows, times = 2, {}
+    times: dict[int, float] = {}
+    rows = 2
     while rows <= MAX_ROWS:
-        latents = torch.zeros((rows, *shape), dtype=torch.float32, device=family.device)
-        timesteps = torch.full((rows,), 500.0, dtype=torch.float32, device=family.device)
-        row_embeds = embeds.expand(rows, -1, -1).contiguous()
         try:
-            times[rows] = min(
-                _timed(lambda: family.predict_noise(latents, timesteps, row_embeds), family.device)  # noqa: B023
-                for _ in range(repeats + (rows == 2))
-            )
+            times[rows] = _fastest_forward(family, entry, rows)
         except (RuntimeError, MemoryError) as error:
             if rows == 2 or not is_out_of_memory(error):
                 raise
             release_cached_memory()
             break
-        if rows > 2 and rows / times[rows] < MIN_GAIN * (rows // 2) / times[rows // 2]:
+        if _rate(times, rows) < HOPELESS * max(_rate(times, r) for r in times):
             break
         rows *= 2
-    best = max(times, key=lambda r: r / times[r])
-    return StepTimes(best, times[best], times[2])
+    best = max(_rate(times, rows) for rows in times)
+    chosen = max(rows for rows in times if _rate(times, rows) >= GOOD_ENOUGH * best)
+    return StepTimes(chosen, times[chosen], times[2])
+
+
+def _rate(times: dict[int, float], rows: int) -> float:
+    return rows / times[rows]
+
+
+def _fastest_forward(family: Family, entry: CatalogEntry, rows: int) -> float:
+    """Seconds of a forward of so many rows: the fastest of a few, since others use the machine too."""
+    shape = family.latent_shape(entry.defaults.width, entry.defaults.height)
+    latents = torch.zeros((rows, *shape), dtype=torch.float32, device=family.device)
+    timesteps = torch.full((rows,), 500.0, dtype=torch.float32, device=family.device)
+    embeds = family.encode_prompt("").embeds.expand(rows, -1, -1).contiguous()
+    # The first run of a size also prepares the kernels, which is part of warming up.
+    return min(
+        _timed(lambda: family.predict_noise(latents, timesteps, embeds), family.device)
+        for _ in range(5 if rows <= 4 else 3)
+    )
 
 
 @torch.inference_mode()
