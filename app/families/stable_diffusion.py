@@ -118,4 +118,7 @@ class StableDiffusion:
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     # Past the override of diffusers, which warns of parts to keep in float32 even where there are none.
-    return torch.nn.Module.to(copy.deepcopy(module), dtype=dtype, memory_format=torch.channels_last)
+    converted: torch.nn.Module = torch.nn.Module.to(
+        copy.deepcopy(module), dtype=dtype, memory_format=torch.channels_last
+    )  # type: ignore[call-overload]
+    return converted
