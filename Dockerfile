@@ -15,14 +15,14 @@ RUN python -m venv /opt/darkroom \
         ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
 
 FROM python:3.11-slim
-RUN useradd --uid 10001 --create-home darkroom && install -d -o darkroom -g darkroom /data
+RUN useradd --uid 10001 --user-group --create-home darkroom && install -d -o darkroom -g darkroom /data
 COPY --from=build /opt/darkroom /opt/darkroom
 ENV PATH=/opt/darkroom/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     DARKROOM_HOST=0.0.0.0 \
     DARKROOM_PORT=8000 \
     DARKROOM_DATA_DIR=/data
-USER darkroom
+USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000

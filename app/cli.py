@@ -11,6 +11,7 @@ import math
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from app.catalog.entry import CatalogEntry
@@ -107,7 +108,7 @@ def _serve(parsed: argparse.Namespace) -> int:
     _start_logging(settings.log_level)
     for name in unknown_names():
         logger.warning("%s is no setting of Darkroom; is it misspelt?", name)
-    with _bound(settings.host, settings.port) as listener:
+    with _bound(settings.host, settings.port) as listener, suppress(KeyboardInterrupt):
         _server(_create_app(settings), settings, listener).run(sockets=[listener])
     return 0
 
