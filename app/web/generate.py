@@ -16,7 +16,7 @@ from app.web.bodies import read_json, schema_of
 from app.web.dependencies import client_of, services_of
 from app.web.images import picture_response
 from app.web.schemas import GenerateBody, GenerateQuery, ProblemAnswer
-from app.web.sse import generation_messages, parse_last_event_id, stream
+from app.web.sse import LastEventId, generation_messages, parse_last_event_id, stream
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -30,20 +30,21 @@ router = APIRouter(tags=["generate"])
 
 
 @router.get("/generate", response_class=Response, responses=_ANSWERS)
-async def generate(request: Request, query: Annotated[GenerateQuery, Query()]) -> Response:
+async def generate(
+    request: Request, query: Annotated[GenerateQuery, Query()], last_event_id: LastEventId = None
+) -> Response:
     """Make a picture and watch it develop. A reader that leaves has a few seconds to come back."""
-    return await _generate(request, query.params())
+    return await _generate(request, query.params(), last_event_id)
 
 
 @router.post("/generate", response_class=Response, responses=_ANSWERS, openapi_extra=schema_of(GenerateBody))
-async def generate_from_json(request: Request) -> Response:
+async def generate_from_json(request: Request, last_event_id: LastEventId = None) -> Response:
     """The same with the fields as a JSON object."""
-    return await _generate(request, (await read_json(request, GenerateBody)).params())
+    return await _generate(request, (await read_json(request, GenerateBody)).params(), last_event_id)
 
 
-async def _generate(request: Request, params: GenerationParams) -> Response:
+async def _generate(request: Request, params: GenerationParams, last_event_id: str | None) -> Response:
     generations = services_of(request).generations
-    last_event_id = request.headers.get("last-event-id")
     if last_event_id:
         generation_id, step = parse_last_event_id(last_event_id)
         if await _has_ended(request, generation_id):

@@ -12,7 +12,7 @@ from app.web import pages
 from app.web.bodies import is_form, read_json, schema_of
 from app.web.dependencies import client_of, is_admin, services_of, wants_html
 from app.web.schemas import GenerationsBody, ProblemAnswer, batch_json, generation_json
-from app.web.sse import generation_messages, parse_last_event_id, stream
+from app.web.sse import LastEventId, generation_messages, parse_last_event_id, stream
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemAnswer} for status in (400, 403, 404, 413, 415, 422, 429, 503)
@@ -68,12 +68,11 @@ async def delete(request: Request, generation_id: str) -> Response:
     response_class=Response,
     responses={**_PROBLEMS, 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
-async def events(request: Request, generation_id: str) -> Response:
+async def events(request: Request, generation_id: str, last_event_id: LastEventId = None) -> Response:
     """Watch one; with Last-Event-ID only what is newer. A finished one gives its final message again."""
     generations = services_of(request).generations
     await generations.get(generation_id)
     after = -1
-    last_event_id = request.headers.get("last-event-id")
     if last_event_id:
         seen_id, step = parse_last_event_id(last_event_id)
         after = step if seen_id == generation_id else -1

@@ -14,9 +14,10 @@ import re
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
+from fastapi import Header
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.requests import Request
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 AppStatus.enable_automatic_graceful_drain = False
 
 _LAST_EVENT_ID = re.compile(r"([A-Za-z0-9_-]{1,64}):(\d{1,4})")
+LastEventId = Annotated[
+    str | None, Header(description="<generation>:<step> of the last message before a connection was lost.")
+]
 _messages: WeakKeyDictionary[GenerationView, bytes] = WeakKeyDictionary()
 
 
