@@ -37,9 +37,7 @@ def make_entry(name: str = "base", set_name: str = "builtin", max_steps: int = 1
         revision="",
         family="stable_diffusion",
         dtype="float32",
-        defaults=Defaults(
-            steps=20, guidance_scale=5.0, eta=0.0, width=64, height=64, noise_scheduler="ddim"
-        ),
+        defaults=Defaults(steps=20, guidance_scale=5.0, eta=0.0, width=64, height=64, noise_scheduler="ddim"),
         limits=Limits(
             sizes=((64, 64), (64, 96)),
             size_multiple=8,
@@ -97,7 +95,9 @@ class FakeBackend:
         self.busy_seconds = 0.0
         self.alive = True
         self.stopped = False
-        self.models = {entry.id: ModelStatus(entry.id, "ready", 1.0, device="fake") for entry in catalog.entries}
+        self.models = {
+            entry.id: ModelStatus(entry.id, "ready", 1.0, device="fake") for entry in catalog.entries
+        }
         self._waiting: list[_Job] = []
         self._running: dict[str, _Job] = {}
 
@@ -186,7 +186,9 @@ class FakeBackend:
         job.listener(final)
         self._fill()
 
-    async def _develop(self, request: GenerationRequest, tell: Callable[[GenerationEvent], None]) -> GenerationEvent:
+    async def _develop(
+        self, request: GenerationRequest, tell: Callable[[GenerationEvent], None]
+    ) -> GenerationEvent:
         tell(Started(request.steps))
         for step in range(1, request.steps + 1):
             await asyncio.sleep(self.step_seconds)
@@ -203,5 +205,3 @@ class FakeBackend:
         return Finished(
             pixels, request.width, request.height, request.steps, 1.25, "float32", "fake", True, "r1"
         )
-
-

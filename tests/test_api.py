@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 
 import httpx
 from fastapi import FastAPI
@@ -93,9 +94,7 @@ async def test_models_list_defaults_limits_and_schedulers(client: httpx.AsyncCli
     assert {"name": "lcm", "label": "LCM", "max_steps": 50} in body["schedulers"]
 
 
-async def test_model_that_failed_is_503_and_says_why(
-    client: httpx.AsyncClient, backend: FakeBackend
-) -> None:
+async def test_model_that_failed_is_503_and_says_why(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.set_model("builtin/base", "failed", "the weights are corrupt")
     response = await client.get("/generate", params={"prompt": "x"})
     assert response.status_code == 503
@@ -117,7 +116,13 @@ async def test_png_answer_carries_all_it_takes_to_make_it_again(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
     """`curl -o`: the picture alone; without its parameters nobody could make it again."""
-    params = {"prompt": "a “red” apple\n☃", "seed": 7, "steps": 3, "guidance_scale": 2.5, "scheduler": "euler"}
+    params = {
+        "prompt": "a “red” apple\n☃",
+        "seed": 7,
+        "steps": 3,
+        "guidance_scale": 2.5,
+        "scheduler": "euler",
+    }
     response = await client.get("/generate", params=params, headers={"accept": "image/png"})
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/png"
@@ -224,10 +229,10 @@ async def test_unknown_ids_are_404(client: httpx.AsyncClient) -> None:
     assert (await client.delete("/generations/nope")).status_code == 404
 
 
-async def test_queue_full_is_a_fast_429(client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend) -> None:
-    """Ten times the capacity: accepted or refused within 50 ms, never anything else, and nothing is written."""
-    import time
-
+async def test_queue_full_is_a_fast_429(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend
+) -> None:
+    """Ten times the capacity: accepted, or refused within 50 ms; what is refused is not written."""
     backend.step_seconds = 0.5
     statuses, slowest = [], 0.0
     for _ in range(160):

@@ -227,11 +227,13 @@ async def test_large_bodies_are_refused_before_they_are_parsed(client: httpx.Asy
 
 
 async def test_endless_chunks_and_false_lengths(app: FastAPI) -> None:
-    """A body without an end is cut at the limit; one that never comes, at the time limit. Others are served."""
+    """A body without an end is cut at the limit; a length that cannot be is refused."""
     endless = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     async with serving(app) as address:
         port = int(address.rsplit(":", 1)[1])
-        head = b"POST /generations HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n" % port
+        head = (
+            b"POST /generations HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n" % port
+        )
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head + b"Transfer-Encoding: chunked\r\n\r\n" + endless * 3)
         async with asyncio.timeout(5):
@@ -263,7 +265,15 @@ async def test_slow_body_is_cut_off() -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["‮evil", "a\u200bb", "<img src=x onerror=alert(1)>", "x hx-on:click=alert(1)", "{{7*7}}", "🦊" * 50, "é\u0301"],
+    [
+        "‮evil",
+        "a\u200bb",
+        "<img src=x onerror=alert(1)>",
+        "x hx-on:click=alert(1)",
+        "{{7*7}}",
+        "🦊" * 50,
+        "é\u0301",
+    ],
 )
 async def test_strange_text_is_kept_as_text(client: httpx.AsyncClient, prompt: str) -> None:
     body = (await client.post("/generations", json={"prompt": prompt, "steps": 1})).json()

@@ -115,12 +115,14 @@ def darkroom(catalog_file: Path, tmp_path: Path) -> Iterator[Darkroom]:
 async def _watch(address: str, seed: int, first: asyncio.Event) -> list[Event]:
     events = []
     params = {"prompt": "a red cat", "steps": 150, "width": 256, "height": 256, "seed": seed}
-    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
-        async with client.stream("GET", "/generate", params=params) as response:
-            async for event in read_events(response):
-                events.append(event)
-                if event.event == "":
-                    first.set()
+    async with (
+        httpx.AsyncClient(base_url=address, timeout=60) as client,
+        client.stream("GET", "/generate", params=params) as response,
+    ):
+        async for event in read_events(response):
+            events.append(event)
+            if event.event == "":
+                first.set()
     return events
 
 

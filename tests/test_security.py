@@ -66,7 +66,7 @@ async def test_allowed_hosts_are_added(tmp_path, backend: FakeBackend) -> None: 
 
 
 async def test_address_that_the_connection_came_in_on_is_ours(app: FastAPI) -> None:
-    """A server on all addresses is reached by its number in the network; a name could be rebound, that cannot."""
+    """A server on all addresses is reached by its number; a name could be rebound to it."""
     async with serving(app) as address:
         port = address.rsplit(":", 1)[1]
         async with httpx.AsyncClient() as client:
@@ -118,8 +118,9 @@ async def test_own_pages_and_programs_are_served(client: httpx.AsyncClient) -> N
 async def test_every_answer_carries_the_policy(client: httpx.AsyncClient, path: str) -> None:
     headers = (await client.get(path)).headers
     assert headers["x-content-type-options"] == "nosniff"
-    assert "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:" in (
-        headers["content-security-policy"]
+    assert (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:"
+        in (headers["content-security-policy"])
     )
     assert "unsafe" not in headers["content-security-policy"]
     assert headers["referrer-policy"] == "same-origin"

@@ -179,7 +179,7 @@ async def test_batch_stream_shows_all_and_ends_when_all_have_ended(
     assert all(len(batch.generations) == 5 for batch in batches)
     assert [view.state for view in batches[-1].generations] == ["done"] * 5
     assert any(view.place for view in batches[0].generations)
-    assert [batch async for batch in service_of(app).watch_batch(body["batch_id"])][0].final
+    assert (await anext(service_of(app).watch_batch(body["batch_id"]))).final
     newest = await service_of(app).newest_unfinished(client.cookies["darkroom_voter"].rsplit(".", 1)[0])
     assert newest is None
 

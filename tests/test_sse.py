@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import random
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -142,7 +143,9 @@ async def test_reader_that_comes_back_resumes_its_generation(
     headers = {"Last-Event-ID": last.id}
     response = await browser.get("/generate", params={"prompt": "a", "steps": 8}, headers=headers)
     events = parse_events(response.text)
-    assert [event.json["generation_id"] for event in events[:-1]] == [last.id.split(":")[0]] * (len(events) - 1)
+    assert [event.json["generation_id"] for event in events[:-1]] == [last.id.split(":")[0]] * (
+        len(events) - 1
+    )
     assert events[0].json["step"] > 2
     assert events[-2].json["done"] is True
     assert len(backend.requests) == 1
@@ -228,7 +231,9 @@ async def test_events_resume_only_with_what_is_newer(
     body = (await browser.post("/generations", json={"prompt": "a", "steps": 6})).json()
     path = f"/generations/{body['batch_id']}/events"
     headers = {"Last-Event-ID": f"{body['batch_id']}:4"}
-    steps = [event.json["step"] for event in parse_events((await browser.get(path, headers=headers)).text)[:-1]]
+    steps = [
+        event.json["step"] for event in parse_events((await browser.get(path, headers=headers)).text)[:-1]
+    ]
     assert steps == [5, 6]
 
 
@@ -252,9 +257,7 @@ async def test_last_event_id_of_nothing_known_starts_nothing(
     assert backend.requests == []
 
 
-async def test_seven_tabs_watch_one_generation(
-    browser: httpx.AsyncClient, backend: FakeBackend
-) -> None:
+async def test_seven_tabs_watch_one_generation(browser: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.step_seconds = 0.03
     body = (await browser.post("/generations", json={"prompt": "a", "steps": 5})).json()
     path = f"/generations/{body['batch_id']}/events"
@@ -267,9 +270,10 @@ async def test_idle_stream_is_kept_open_by_comments(app: FastAPI, backend: FakeB
     from dataclasses import replace
 
     app.state.services = replace(app.state.services, ping_seconds=0.05)
-    async with serving_client(app) as browser, browser.stream(
-        "GET", "/generate", params={"prompt": "never"}
-    ) as response:
+    async with (
+        serving_client(app) as browser,
+        browser.stream("GET", "/generate", params={"prompt": "never"}) as response,
+    ):
         async for line in response.aiter_lines():
             if line.startswith(":"):
                 assert line == ": still here"
@@ -335,12 +339,10 @@ async def test_hundred_random_disconnects_leak_nothing(
     async def visit() -> None:
         timeout = random_source.uniform(0.001, 0.3)
         accept = random_source.choice(["*/*", "image/png"])
-        try:
+        with suppress(httpx.TimeoutException):
             await browser.get(
                 "/generate", params={"prompt": "a", "steps": 30}, timeout=timeout, headers={"accept": accept}
             )
-        except httpx.TimeoutException:
-            pass
 
     for _ in range(10):
         await asyncio.gather(*(visit() for _ in range(10)))

@@ -99,9 +99,7 @@ async def test_idempotency_key_with_another_body_is_a_conflict(client: httpx.Asy
     assert (await client.get(f"/generations/{picture}")).json()["vote"] == 1
 
 
-async def test_wrong_votes_are_refused(
-    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend
-) -> None:
+async def test_wrong_votes_are_refused(client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend) -> None:
     picture, other = await make(client), await make(client)
     unfinished = (await client.post("/generations", json={"prompt": "never"})).json()["batch_id"]
     failed_events = parse_events((await client.get("/generate", params={"prompt": "fail"})).text)
@@ -161,10 +159,12 @@ async def restarted(
     await client.post("/votes", json={"kind": "thumb", "shown": [picture], "value": -1})
     catalog = make_catalog()
     application = create_app(settings, backend=FakeBackend(catalog), catalog=catalog)
-    async with application.router.lifespan_context(application):
-        async with client_of(application, cookies=client.cookies) as opened:
-            opened.headers["x-picture"] = picture
-            yield opened
+    async with (
+        application.router.lifespan_context(application),
+        client_of(application, cookies=client.cookies) as opened,
+    ):
+        opened.headers["x-picture"] = picture
+        yield opened
 
 
 async def test_vote_and_picture_survive_a_restart(restarted: httpx.AsyncClient) -> None:
@@ -189,4 +189,6 @@ async def test_vote_outlives_its_picture_with_all_it_takes_to_make_it_again(
     (recipe,) = stored.pictures
     assert recipe["model"] == "builtin/base"
     assert recipe["revision"] == "r1"
-    assert {"seed", "prompt", "steps", "guidance_scale", "scheduler", "width", "height", "versions"} <= set(recipe)
+    assert {"seed", "prompt", "steps", "guidance_scale", "scheduler", "width", "height", "versions"} <= set(
+        recipe
+    )
