@@ -154,7 +154,9 @@ def _measure_served(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]
             "DARKROOM_LOG_LEVEL": "warning",
         }
         command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as server:
             try:
                 served["start"] = _start_times(server, port)
                 asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, _BATCH), _BATCH))
@@ -223,15 +225,16 @@ def _free_port() -> int:
 def _module(module: str, *arguments: object) -> dict[str, Any]:
     """Run a module in a process of its own; its last line is JSON."""
     command = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{module} failed:\n{done.stderr}")
     parsed: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return parsed
 
 
 def _python(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _processor() -> str:
