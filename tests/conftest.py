@@ -18,6 +18,12 @@ from tests.fakes import FakeBackend, make_catalog
 pytest_plugins = ["tests.postgres"]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests come last: Playwright's synchronous API leaves an event loop running in this thread."""
+    items.sort(key=lambda item: "browser" in item.path.parts)
+
+
 def make_settings(data_dir: Path, **values: Any) -> Settings:
     """Settings that read neither the environment's `.env` nor the checkout's."""
     defaults = {"secret_key": "a secret for tests", "reader_grace_seconds": 0.2}
