@@ -40,5 +40,6 @@ async def image(request: Request, generation_id: str) -> Response:
     headers = {"ETag": etag, "Cache-Control": IMMUTABLE}
     if etag in [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]:
         return Response(status_code=304, headers=headers)
-    headers["Content-Disposition"] = f'inline; filename="{generation_id}.png"'
+    # No name: it would win over the readable one that a page's download link gives.
+    headers["Content-Disposition"] = "inline"
     return Response(png, headers=headers, media_type="image/png")
