@@ -102,7 +102,7 @@ class Visitor:
         self.page.press("#prompt", "Enter")
 
     def access_key(self, key: str) -> None:
-        """Press Alt with a key as a keyboard does; Playwright's own press leaves out what access keys need."""
+        """Press Alt and a key as a keyboard does; Playwright's press leaves out what access keys need."""
         session = self.page.context.new_cdp_session(self.page)
         event = {"modifiers": 1, "key": key, "windowsVirtualKeyCode": ord(key.upper())}
         session.send("Input.dispatchKeyEvent", {"type": "keyDown", "unmodifiedText": key, **event})
