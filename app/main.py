@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 DEAD_AFTER_SECONDS = 30.0  # Several heartbeats may be late on a machine that computes at its limit.
 _RETRY_SECONDS = 1.0
+_ENGINE_SECONDS = 1.0
 _OPEN_SECONDS = 1.0
 _FOR_EVER = "public, max-age=31536000, immutable"
 
@@ -148,22 +149,25 @@ def _wire(settings: Settings, backend: Backend | None, catalog: Catalog | None) 
 
 @asynccontextmanager
 async def _lifespan(process: _Process) -> AsyncIterator[None]:
-    """Nothing here waits for torch, and for the database only a moment: the server binds its port after it."""
+    """Nothing here waits for torch, and for the database only a moment: the server answers after it."""
     generation_service = process.services.generations
     opened = asyncio.Event()
-    heart = asyncio.create_task(_keep_alive(process, opened))
+    tasks = [asyncio.create_task(_keep_alive(process, opened))]
     with suppress(TimeoutError):
         await asyncio.wait_for(opened.wait(), _OPEN_SECONDS)
     await process.backend.start()
     try:
-        with _on_signals(generation_service.begin_shutdown):
+        with _on_signals(generation_service.begin_shutdown) as server_listens:
+            if server_listens:
+                tasks.append(asyncio.create_task(_end_with_the_engine(process)))
             yield
     finally:
         generation_service.begin_shutdown()
         await process.backend.stop()
         await generation_service.close()
-        heart.cancel()
-        await asyncio.gather(heart, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await _retire(process)
 
 
@@ -195,6 +199,15 @@ async def _beat(process: _Process) -> None:
     process.storage.open()
 
 
+async def _end_with_the_engine(process: _Process) -> None:
+    """A lost device cannot be mended from inside: end the process, its supervisor starts a new one."""
+    while process.backend.status().alive:
+        await asyncio.sleep(_ENGINE_SECONDS)
+    logger.critical("the engine is lost; the process ends")
+    await asyncio.sleep(_ENGINE_SECONDS)  # Readers have been told; let it reach them.
+    signal.raise_signal(signal.SIGTERM)
+
+
 async def _retire(process: _Process) -> None:
     if process.storage.opened:
         try:
@@ -205,13 +218,13 @@ async def _retire(process: _Process) -> None:
 
 
 @contextmanager
-def _on_signals(callback: Callable[[], None]) -> Iterator[None]:
-    """Call back on SIGTERM and SIGINT, besides what the server does.
+def _on_signals(callback: Callable[[], None]) -> Iterator[bool]:
+    """Call back on SIGTERM and SIGINT, besides what the server does; yields whether it listens to SIGTERM.
 
     The server ends the lifespan only after all streams have ended; they end because of this.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield False
         return
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -225,7 +238,7 @@ def _on_signals(callback: Callable[[], None]) -> Iterator[None]:
         if callable(previous):
             signal.signal(number, handle)
     try:
-        yield
+        yield callable(before[signal.SIGTERM])
     finally:
         for number, previous in before.items():
             if callable(previous):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import httpx
 from fastapi import FastAPI
@@ -212,13 +213,21 @@ async def test_only_its_maker_or_an_admin_deletes_a_finished_one(
     client: httpx.AsyncClient, app: FastAPI
 ) -> None:
     generation_id = await make(client)
+    others = await make(client)
+    path = f"/generations/{generation_id}"
     async with client_of(app) as stranger:
-        refused = await stranger.delete(
-            f"/generations/{generation_id}", headers={"x-forwarded-for": "198.51.100.7"}
-        )
+        refused = await stranger.delete(path, headers={"x-forwarded-for": "198.51.100.7"})
         assert refused.status_code == 403
-    assert (await client.delete(f"/generations/{generation_id}")).status_code == 204
-    assert (await client.get(f"/generations/{generation_id}")).status_code == 404
+        # Without a token, whoever sits at the machine is its admin.
+        assert (await stranger.delete(f"/generations/{others}")).status_code == 204
+        app.state.services = replace(app.state.services, admin_token="a token of some length")
+        assert (await stranger.delete(path)).status_code == 403
+        assert (await stranger.delete(path, headers={"authorization": "Bearer wrong"})).status_code == 403
+        another = await make(client)
+        right = {"authorization": "Bearer a token of some length"}
+        assert (await stranger.delete(f"/generations/{another}", headers=right)).status_code == 204
+    assert (await client.delete(path)).status_code == 204
+    assert (await client.get(path)).status_code == 404
     assert (await client.get(f"/images/{generation_id}.png")).status_code == 404
 
 

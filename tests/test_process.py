@@ -158,6 +158,28 @@ async def test_port_answers_before_torch_and_sigterm_while_loading_leaves_nobody
     assert await asyncio.to_thread(darkroom.stop) < GRACE_SECONDS + 2
 
 
+LOST = """
+import asyncio, sys, threading
+from pathlib import Path
+import uvicorn
+from app.main import create_app
+from tests.conftest import make_settings
+from tests.fakes import FakeBackend, make_catalog
+
+catalog = make_catalog()
+backend = FakeBackend(catalog)
+app = create_app(make_settings(Path(sys.argv[1])), backend=backend, catalog=catalog)
+threading.Timer(1.0, lambda: setattr(backend, "alive", False)).start()
+uvicorn.run(app, port=0, log_level="critical")
+"""
+
+
+def test_process_ends_with_its_engine(tmp_path: Path) -> None:
+    """A lost device never comes back; a process that stays up without it cannot be helped."""
+    process = subprocess.run([sys.executable, "-c", LOST, str(tmp_path)], timeout=60)
+    assert process.returncode in (0, -signal.SIGTERM)
+
+
 async def test_picture_of_the_real_engine_survives_a_kill(darkroom: Darkroom, catalog_file: Path) -> None:
     """What was acknowledged is on disk: SIGKILL right after the answer loses nothing."""
     await darkroom.ready()

@@ -82,6 +82,31 @@ async def test_model_that_fails_in_between_is_told(
     assert service_of(app).unfinished == 0
 
 
+async def test_mistakes_of_ours_still_end_the_stream(
+    client: httpx.AsyncClient, app: FastAPI, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception nobody thought of must not leave a reader waiting and a place in the queue taken."""
+
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    service = service_of(app)
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "add_request", wrong)
+        events = parse_events((await client.get("/generate", params={"prompt": "a"})).text)
+        assert events[-2].json["error"]["code"] == "generation_failed"
+    with monkeypatch.context() as patch:
+        patch.setattr("app.services.generations.encode_png", wrong)
+        events = parse_events((await client.get("/generate", params={"prompt": "a"})).text)
+        assert events[-2].json["error"]["code"] == "generation_failed"
+    with monkeypatch.context() as patch:
+        patch.setattr(service._generations, "finish", wrong)
+        events = parse_events((await client.get("/generate", params={"prompt": "a"})).text)
+        assert events[-2].json["done"] is True
+        assert "image" in events[-2].json
+    assert service.unfinished == 0
+
+
 async def test_failed_and_cancelled_rows_say_why(client: httpx.AsyncClient) -> None:
     events = parse_events((await client.get("/generate", params={"prompt": "memory"})).text)
     shown = (await client.get(f"/generations/{events[-2].json['generation_id']}")).json()

@@ -270,6 +270,9 @@ class GenerationService:
             self._backend.add_request(request, lambda event: self._heard(live, event))
         except DarkroomError as error:
             self._heard(live, Failed(error))
+        except Exception:
+            logger.exception("the backend did not take a request")
+            self._heard(live, Failed(GenerationError("The picture could not be started.")))
 
     def _forget(self, lives: Sequence[LiveGeneration]) -> None:
         for live in lives:
@@ -336,10 +339,7 @@ class GenerationService:
         live.writes = self._spawn(_after(live.writes, write))
 
     async def _mark_running(self, live: LiveGeneration) -> None:
-        try:
-            await self._storage.run(self._generations.mark_running, live.record.id)
-        except StorageUnavailable:
-            logger.warning("could not note that a generation runs; it goes on")
+        await self._try(lambda: self._generations.mark_running(live.record.id))
 
     async def _end(self, live: LiveGeneration, event: Finished | Failed | Aborted) -> None:
         """Keep what came of it, then tell; if keeping fails, tell all the same and try again later."""
@@ -366,7 +366,8 @@ class GenerationService:
         if isinstance(event, Finished):
             try:
                 return await self._finished(live, event, now)
-            except (ValueError, OSError):
+            except Exception:
+                # Whatever it was: the readers wait for an end.
                 logger.exception("the final picture could not be encoded")
                 event = Failed(GenerationError("The picture could not be encoded."))
         if isinstance(event, Failed):
@@ -441,7 +442,11 @@ class GenerationService:
         try:
             await self._storage.run(keep)
         except StorageUnavailable:
-            logger.warning("the outcome of a generation could not be kept yet")
+            logger.warning("what became of a generation could not be written down yet")
+            return False
+        except Exception:
+            # A mistake of ours must not leave the readers without an end.
+            logger.exception("what became of a generation could not be written down")
             return False
         return True
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import tomllib
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -77,6 +79,15 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
+        return _version_of_checkout() if package == "darkroom" else "unknown"
+
+
+def _version_of_checkout() -> str:
+    """Darkroom's version where it runs from a checkout and was never installed."""
+    path = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    try:
+        return str(tomllib.loads(path.read_text(encoding="utf-8"))["project"]["version"])
+    except (OSError, ValueError, KeyError):
         return "unknown"
 
 

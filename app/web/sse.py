@@ -1,8 +1,8 @@
 """Server-sent events: messages as bytes, and the response that sends them.
 
 Messages are built here once per state and shared by all its watchers; the hot path is one `json.dumps`.
-Line ends are LF. `sse_starlette` sends bytes as they are; it adds pings, the timeout for readers that take nothing,
-and the watch for disconnects. Its own reaction to signals is switched off: this application ends its streams
+Line ends are LF. `sse_starlette` sends bytes as they are; it adds pings, the timeout for readers that take
+nothing, and the watch for disconnects. Its own reaction to signals is switched off: this application ends its streams
 itself (`GenerationService.begin_shutdown`), each with a final event.
 """
 
