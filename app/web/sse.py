@@ -2,8 +2,8 @@
 
 Messages are built here once per state and shared by all its watchers; the hot path is one `json.dumps`.
 Line ends are LF. `sse_starlette` sends bytes as they are; it adds pings, the timeout for readers that take
-nothing, and the watch for disconnects. Its own reaction to signals is switched off: this application ends its streams
-itself (`GenerationService.begin_shutdown`), each with a final event.
+nothing, and the watch for disconnects. Its own reaction to signals is switched off: this application ends its
+streams itself (`GenerationService.begin_shutdown`), each with a final event.
 """
 
 from __future__ import annotations
