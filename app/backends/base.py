@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from app.engine.request import GenerationEvent, GenerationRequest
 
-ModelState = Literal["waiting", "loading", "ready", "failed"]
+ModelState = Literal["waiting", "loading", "ready", "unloading", "unloaded", "failed"]
 Listener = Callable[[GenerationEvent], None]
 
 
@@ -18,7 +18,7 @@ class ModelStatus:
 
     Attributes:
         id: Full id, `set/name`.
-        state: waiting, loading, ready or failed.
+        state: waiting, loading, ready, unloading (its last requests finish), unloaded or failed.
         progress: 0 … 1 while loading, 1 when ready.
         stage: What it does now, in words for people ('reading the weights', 'warming up').
         error: Why it failed, in words for people; holds no path and no token.
@@ -26,7 +26,8 @@ class ModelStatus:
         device: Device in use once ready.
         batch_size: Forward rows of one batch, measured at warm-up; 0 until ready.
         step_seconds: Measured time of one guided step alone; 0 until ready.
-        memory_bytes: Weights held.
+        memory_bytes: Weights held, alone and shared.
+        shared_bytes: Those of them that other models hold as well.
         revision: Revision of the weights.
         precision_psnr: dB between a warm-up picture in `dtype` and in float32; None in float32.
     """
@@ -41,6 +42,7 @@ class ModelStatus:
     batch_size: int = 0
     step_seconds: float = 0.0
     memory_bytes: int = 0
+    shared_bytes: int = 0
     revision: str = ""
     precision_psnr: float | None = None
 
@@ -93,6 +95,12 @@ class Backend(Protocol):
 
     def abort_request(self, request_id: str) -> None:
         """Free its place within one step; unknown ids are ignored. The listener gets `Aborted`."""
+
+    def load_model(self, model: str) -> None:
+        """Load a model that is unloaded or failed, or reload one that is ready; returns at once."""
+
+    def unload_model(self, model: str) -> None:
+        """Unload a model once its requests have finished; returns at once. New requests are refused."""
 
     def status(self) -> BackendStatus:
         """A snapshot; cheap enough for every probe."""

@@ -36,6 +36,7 @@ class LocalBackend:
         device: 'auto', 'cpu', 'cuda:0' …
         dtype: 'auto', 'float32', 'bfloat16', 'float16'.
         threads: Of torch on the CPU; 0 means the physical cores.
+        max_loaded: Most models in memory; 0 preloads all, else they are loaded on demand.
         preview_cache: Folder for fitted preview maps, or None.
         stop_timeout: Seconds that `stop` waits for the step in progress.
     """
@@ -47,11 +48,13 @@ class LocalBackend:
         device: str = "auto",
         dtype: str = "auto",
         threads: int = 0,
+        max_loaded: int = 0,
         preview_cache: Path | None = None,
         stop_timeout: float = 5.0,
     ) -> None:
         self._catalog = catalog
         self._device, self._dtype, self._threads = device, dtype, threads
+        self._max_loaded = max_loaded
         self._preview_cache = preview_cache
         self._stop_timeout = stop_timeout
         self._models = {entry.id: ModelStatus(entry.id, "waiting") for entry in catalog.entries}
@@ -86,6 +89,8 @@ class LocalBackend:
         if self._lost is not None:
             raise self._lost
         model = self._models[request.model]
+        if model.state in ("unloading", "unloaded") and not self._max_loaded:
+            raise ModelNotReady(f"{request.model} is not loaded.", retry_after=60)
         if model.state == "failed":
             raise ModelNotReady(f"{request.model} could not be loaded: {model.error}")
         self._listeners[request.id] = listener
@@ -104,10 +109,20 @@ class LocalBackend:
         if not early and self._worker is not None:
             self._worker.abort_request(request_id)
 
+    def load_model(self, model: str) -> None:
+        """Load or reload; see `Backend.load_model`."""
+        if self._worker is not None:
+            self._worker.load_model(model)
+
+    def unload_model(self, model: str) -> None:
+        """Unload when its requests have finished; see `Backend.unload_model`."""
+        if self._worker is not None:
+            self._worker.unload_model(model)
+
     def status(self) -> BackendStatus:
         """A snapshot; see `BackendStatus`."""
         models = tuple(self._models[entry.id] for entry in self._catalog.entries)
-        ended = all(model.state in ("ready", "failed") for model in models)
+        ended = all(model.state not in ("waiting", "loading") for model in models)
         worker = self._worker
         if worker is None:
             return BackendStatus(
@@ -143,8 +158,13 @@ class LocalBackend:
         try:
             from app.engine.worker import EngineWorker, WorkerOptions
 
-            options = WorkerOptions(self._device, self._dtype, self._threads, self._preview_cache)
-            worker = EngineWorker(self._catalog.entries, options, self._post, self._report)
+            options = WorkerOptions(
+                self._device, self._dtype, self._threads, self._max_loaded, self._preview_cache
+            )
+            # The default model first: the service is ready once it is.
+            default = self._catalog.default
+            entries = [default, *(entry for entry in self._catalog.entries if entry is not default)]
+            worker = EngineWorker(entries, options, self._post, self._report)
         except Exception as error:
             logger.critical("the engine cannot start", exc_info=error)
             self._lost = EngineDied("The engine could not start; the server's log says why.")

@@ -76,6 +76,10 @@ class BatchScheduler:
         else:
             queue.batch_rows, queue.step_cost = batch_rows, step_cost
 
+    def remove_model(self, model: str) -> None:
+        """Forget a model that has no requests left."""
+        self._queues.pop(model, None)
+
     def shrink(self, model: str) -> int:
         """Halve the model's batch, to at least 2 rows; returns the new number of rows."""
         queue = self._queues[model]

@@ -121,6 +121,15 @@ class DiffusionEngine:
         self._models[model.id] = model
         self._batch_scheduler.add_model(model.id, model.batch_rows, model.step_seconds)
 
+    def remove_model(self, model: str) -> None:
+        """Forget a model; none of its requests may be left (`busy_with`)."""
+        self._models.pop(model, None)
+        self._batch_scheduler.remove_model(model)
+
+    def busy_with(self, model: str) -> bool:
+        """Whether a request of the model waits, runs or is to be decoded."""
+        return any(request.model == model for request in self._requests.values())
+
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request; it joins at the next step boundary that has room.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 _MEMORY_WORDS = (
@@ -33,6 +35,7 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 def release_cached_memory() -> None:
-    """Give cached blocks back to the device, so that a smaller batch finds room."""
+    """Give unused blocks back to the device, so that a smaller batch or another model finds room."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ import torch
 
 from app.catalog.entry import CatalogEntry
 from app.engine.diffusion_engine import DiffusionEngine, Emission, LoadedModel
+from app.engine.faults import release_cached_memory
 from app.engine.loading import load_family, revision_of
 from app.engine.previews import PreviewMap, encode_jpeg, preview_map_for
 from app.engine.request import Aborted, Failed, GenerationEvent, GenerationRequest, Progress, Waiting
+from app.engine.sharing import memory_use, share_equal_tensors
 from app.engine.warm_up import (
     MIN_PSNR,
     StepTimes,
@@ -61,12 +64,15 @@ class WorkerOptions:
         device: 'auto', 'cpu', 'cuda:0' …
         dtype: 'auto', 'float32', 'bfloat16', 'float16'; overrides the entries' where it is not 'auto'.
         threads: Of torch on the CPU; 0 leaves torch's choice, the physical cores.
+        max_loaded: Most models in memory at once; 0 means all, preloaded. Otherwise a request loads its
+            model, and the one that was used least recently makes room.
         preview_cache: Folder for fitted preview maps, or None.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
+    max_loaded: int = 0
     preview_cache: Path | None = None
 
 
@@ -103,8 +109,15 @@ class EngineWorker:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._outbox: queue.Queue[list[Emission] | None] = queue.Queue(_ENCODER_BACKLOG)
         self._stopping = threading.Event()
-        self._ready: set[str] = set()
-        self._failed: dict[str, DarkroomError] = {}
+        self._jobs: queue.SimpleQueue[CatalogEntry | None] = queue.SimpleQueue()
+        self._by_id = {entry.id: entry for entry in entries}
+        # Known to the engine thread alone: what is in memory, on its way in, on its way out, or refused.
+        self._families: dict[str, StableDiffusion] = {}
+        self._loading: set[str] = set()
+        self._wanted: deque[str] = deque()
+        self._draining: set[str] = set()
+        self._refused: dict[str, DarkroomError] = {}
+        self._last_used: dict[str, float] = {}
         self._held: dict[str, list[GenerationRequest]] = {entry.id: [] for entry in entries}
         self.alive = True
         self.encode_seconds = 0.0
@@ -125,7 +138,12 @@ class EngineWorker:
         return sum(len(requests) for requests in self._held.values())
 
     def start(self) -> None:
-        """Start the threads; returns at once."""
+        """Start the threads and preload what there is room for; returns at once."""
+        room = self._options.max_loaded or len(self._entries)
+        for entry in self._entries[:room]:
+            self.load_model(entry.id)
+        for entry in self._entries[room:]:
+            self._report(entry.id, state="unloaded", stage="loaded when it is asked for")
         for thread in self._threads:
             thread.start()
 
@@ -136,6 +154,7 @@ class EngineWorker:
             timeout: Seconds to wait; a thread that hangs in the device is left behind (it is a daemon).
         """
         self._stopping.set()
+        self._jobs.put(None)
         self._commands.put(lambda: None)
         deadline = time.monotonic() + timeout
         for thread in self._threads[1:]:
@@ -149,16 +168,22 @@ class EngineWorker:
         """Abort a request; safe from any thread."""
         self._commands.put(lambda: self._abort(request_id))
 
+    def load_model(self, model: str) -> None:
+        """Load, or reload if it is there; safe from any thread."""
+        self._commands.put(lambda: self._want(model))
+
+    def unload_model(self, model: str) -> None:
+        """Unload once its requests have finished; safe from any thread."""
+        self._commands.put(lambda: self._unload(model))
+
     # The loader thread.
 
     def _load_all(self) -> None:
-        for entry in self._entries:
-            if self._stopping.is_set():
-                return
+        while (entry := self._jobs.get()) is not None and not self._stopping.is_set():
             self._load(entry)
 
     def _load(self, entry: CatalogEntry) -> None:
-        self._report(entry.id, state="loading", progress=0.1, stage="reading the weights")
+        self._report(entry.id, progress=0.1, stage="reading the weights")
         try:
             family = load_family(entry, self.device, self._load_dtype(entry))
             self._report(entry.id, progress=0.4, stage="fitting previews")
@@ -190,6 +215,7 @@ class EngineWorker:
                 self._obey(block=not self._engine.has_work)
                 if self._engine.has_work and not self._stopping.is_set():
                     self._send(self._engine.step())
+                self._drop_drained()
             self._end_all(ShuttingDown("The server is stopping.", retry_after=5))
         except Exception as error:
             logger.critical("the engine thread ends", exc_info=error)
@@ -212,7 +238,7 @@ class EngineWorker:
             command()
 
     def _refuse_for_ever(self, died: DarkroomError) -> None:
-        self._failed = {entry.id: died for entry in self._entries}
+        self._refused = {entry.id: died for entry in self._entries}
         for entry in self._entries:
             self._report(entry.id, state="failed", error=died.message)
         while not self._stopping.is_set():
@@ -228,13 +254,17 @@ class EngineWorker:
             self._outbox.put(emissions)
 
     def _add(self, request: GenerationRequest) -> None:
-        if request.model in self._ready and self.alive:
+        model = request.model
+        self._last_used[model] = time.monotonic()
+        if (refusal := self._refused.get(model)) is not None:
+            self._send([Emission(request.id, Failed(refusal))])
+        elif model in self._families and model not in self._draining:
             self._engine.add_request(request)
-        elif (failure := self._failed.get(request.model)) is not None:
-            self._send([Emission(request.id, Failed(failure))])
         else:
-            self._held[request.model].append(request)
-            self._send([Emission(request.id, Waiting(len(self._held[request.model])))])
+            self._held[model].append(request)
+            self._send([Emission(request.id, Waiting(len(self._held[model])))])
+            if model not in self._loading:
+                self._want(model)
 
     def _abort(self, request_id: str) -> None:
         for requests in self._held.values():
@@ -248,15 +278,83 @@ class EngineWorker:
         self._send([Emission(request.id, Failed(error)) for request in self._held[model]])
         self._held[model] = []
 
+    # Models come and go; all of this in the engine thread.
+
+    def _want(self, model: str) -> None:
+        """Load a model as soon as there is room; a loaded one is dropped first."""
+        self._refused.pop(model, None)
+        if model in self._loading or model in self._wanted:
+            return
+        self._wanted.append(model)
+        if model in self._families:
+            self._drain(model)
+        else:
+            self._report(model, state="waiting", progress=0.0, stage="waiting for its turn", error=None)
+        self._start_wanted()
+
+    def _start_wanted(self) -> None:
+        """Load what is wanted and has room; where there is none, the least recently used one must leave."""
+        for model in list(self._wanted):
+            if model in self._families:
+                continue
+            room = self._options.max_loaded
+            if room and len(self._families) + len(self._loading) >= room:
+                idle = [loaded for loaded in self._families if loaded not in self._draining]
+                if len(self._draining) < len(self._wanted) and idle:
+                    self._drain(min(idle, key=lambda loaded: self._last_used.get(loaded, 0.0)))
+                return
+            self._wanted.remove(model)
+            self._loading.add(model)
+            self._report(model, state="loading", progress=0.05, stage="starting", error=None)
+            self._jobs.put(self._by_id[model])
+
+    def _unload(self, model: str) -> None:
+        if model in self._wanted:
+            self._wanted.remove(model)
+        if not self._options.max_loaded:
+            # Where models are loaded on demand, the next request brings it back; else it stays away.
+            self._refused[model] = ModelNotReady(f"{model} is not loaded.", retry_after=60)
+            self._fail_held(model, self._refused[model])
+        if model in self._families:
+            self._drain(model)
+        elif model not in self._loading:
+            self._report(model, state="unloaded", stage="", error=None)
+
+    def _drain(self, model: str) -> None:
+        if model not in self._draining:
+            self._draining.add(model)
+            # A reload is no reason to refuse anybody: to those who ask, it is loading.
+            state = "loading" if model in self._wanted else "unloading"
+            self._report(model, state=state, progress=0.0, stage="its last pictures are being finished")
+        self._drop_drained()
+
+    def _drop_drained(self) -> None:
+        """Forget the models that were to leave and have nothing left to do."""
+        if not self._draining:
+            return
+        for model in [model for model in self._draining if not self._engine.busy_with(model)]:
+            self._draining.discard(model)
+            self._engine.remove_model(model)
+            del self._families[model]
+            release_cached_memory()
+            gone = {"batch_size": 0, "step_seconds": 0.0, "memory_bytes": 0, "shared_bytes": 0}
+            state = "waiting" if model in self._wanted else "unloaded"
+            self._report(model, state=state, progress=0.0, stage="", dtype="", device="", **gone)
+            self._report_memory()
+            self._start_wanted()
+
     def _give_up(self, model: str, failure: DarkroomError) -> None:
-        self._failed[model] = failure
+        self._loading.discard(model)
+        self._refused[model] = failure
         self._report(model, state="failed", error=failure.message, stage="")
         self._fail_held(model, ModelNotReady(failure.message))
+        self._start_wanted()
 
     def _warm_up(self, prepared: _Prepared) -> None:
         entry = prepared.entry
         try:
             family, times, psnr = self._best_precision(prepared)
+            share_equal_tensors(family, list(self._families.values()))
         except Exception as error:
             self._give_up(entry.id, self._load_failure(entry, error))
             return
@@ -264,10 +362,9 @@ class EngineWorker:
             entry.id, family, prepared.preview_map, prepared.revision, times.batch_rows, times.batch_seconds
         )
         self._engine.add_model(model)
-        self._ready.add(entry.id)
-        for request in self._held[entry.id]:
-            self._engine.add_request(request)
-        self._held[entry.id] = []
+        self._loading.discard(entry.id)
+        self._families[entry.id] = family
+        self._last_used[entry.id] = time.monotonic()
         logger.info(
             "%s is ready: %s on %s, %d rows a batch, %.0f ms a guided step alone",
             *(entry.id, family.dtype, family.device, times.batch_rows, times.guided_step_seconds * 1e3),
@@ -281,10 +378,21 @@ class EngineWorker:
             device=str(family.device),
             batch_size=times.batch_rows,
             step_seconds=times.guided_step_seconds,
-            memory_bytes=_held_bytes(family),
             revision=prepared.revision,
             precision_psnr=psnr,
         )
+        self._report_memory()
+        held, self._held[entry.id] = self._held[entry.id], []
+        if entry.id in self._refused:  # Unloaded while it was being loaded.
+            self._drain(entry.id)
+        for request in held:
+            self._add(request)
+        self._start_wanted()
+
+    def _report_memory(self) -> None:
+        """What every loaded model holds changes whenever one comes or goes."""
+        for model, use in memory_use(self._families).items():
+            self._report(model, memory_bytes=use.alone + use.shared, shared_bytes=use.shared)
 
     def _best_precision(self, prepared: _Prepared) -> tuple[StableDiffusion, StepTimes, float | None]:
         """The model in the precision that serves best, what its steps cost, and its PSNR against float32."""
@@ -332,9 +440,3 @@ def _resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-
-def _held_bytes(family: StableDiffusion) -> int:
-    """Bytes of all weights; a tensor that is held twice counts once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in family.weight_tensors()}
-    return sum(storages.values())

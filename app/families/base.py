@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,5 +63,5 @@ class Family(Protocol):
     def encode_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """Latents (scaled, the mode of the posterior) from pictures [n, 3, height, width] in −1 … 1."""
 
-    def weight_tensors(self) -> Sequence[torch.Tensor]:
-        """Every parameter and buffer held."""
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every parameter and buffer held, by part and name; assigning `.data` replaces one."""

@@ -7,7 +7,7 @@ alone in float32 gets the same bits (`tests/test_parity.py`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -110,10 +110,12 @@ class StableDiffusion:
         latents: torch.Tensor = self._vae.encode(pictures).latent_dist.mode()
         return latents * float(self._vae.config.scaling_factor)
 
-    def weight_tensors(self) -> Sequence[torch.Tensor]:
-        """Every parameter and buffer held."""
-        modules = (self._unet, self._vae, self._text_encoder)
-        return list(chain.from_iterable(chain(m.parameters(), m.buffers()) for m in modules))
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every parameter and buffer held, by part and name; assigning `.data` replaces one."""
+        parts = {"unet": self._unet, "vae": self._vae, "text_encoder": self._text_encoder}
+        for part, module in parts.items():
+            for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+                yield f"{part}.{name}", tensor
 
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

@@ -1,0 +1,142 @@
+"""Loading, unloading and reloading at run time, and what equal models hold together."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.backends.local import LocalBackend
+from app.catalog.entry import Catalog
+from app.engine.loading import load_family
+from app.engine.request import Failed, Finished, Progress
+from app.engine.sharing import memory_use, share_equal_tensors
+from app.errors import ModelNotReady
+from app.families.stable_diffusion import StableDiffusion
+from tests.test_local_backend import Heard, make_entry, make_request, until
+from tests.tiny import make_pipeline
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three checkpoints that share text encoder and VAE and differ in their UNet."""
+    made = {}
+    for i, name in enumerate(["a", "b", "c"]):
+        folder = make_pipeline(tmp_path_factory.mktemp(name))
+        file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file({key: value + i / 100 for key, value in load_file(file).items()}, file)
+        made[name] = folder
+    return made
+
+
+@pytest.fixture(scope="module")
+def catalog(folders: dict[str, Path]) -> Catalog:
+    """Their catalogue."""
+    entries = tuple(make_entry(name, folder) for name, folder in folders.items())
+    return Catalog(entries, entries[0])
+
+
+def load(folder: Path) -> StableDiffusion:
+    """One of them, by itself."""
+    return load_family(make_entry("x", folder), torch.device("cpu"), torch.float32)
+
+
+def part_bytes(family: StableDiffusion, part: str) -> int:
+    """Bytes of the weights of a part."""
+    return sum(tensor.nbytes for name, tensor in family.named_weights() if name.startswith(f"{part}."))
+
+
+def test_equal_tensors_are_held_once(folders: dict[str, Path]) -> None:
+    """Three models cost three UNets, one VAE and one text encoder, and still give their own pictures."""
+    alone = {name: load(folder) for name, folder in folders.items()}
+    shared: dict[str, StableDiffusion] = {}
+    for name, folder in folders.items():
+        family = load(folder)
+        share_equal_tensors(family, list(shared.values()))
+        shared[name] = family
+    use = memory_use(shared)
+    unet = part_bytes(alone["a"], "unet")
+    common = part_bytes(alone["a"], "vae") + part_bytes(alone["a"], "text_encoder")
+    held = sum(one.alone for one in use.values()) + use["a"].shared
+    assert held <= 1.05 * (3 * unet + common)
+    assert all(abs(one.alone - unet) <= 0.05 * unet for one in use.values())
+    latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10.0, 500.0])
+    for name, family in shared.items():
+        embeds = family.encode_prompt("a red cat").embeds.expand(2, -1, -1)
+        assert torch.equal(embeds, alone[name].encode_prompt("a red cat").embeds.expand(2, -1, -1))
+        ours = family.predict_noise(latents, timesteps, embeds)
+        assert torch.equal(ours, alone[name].predict_noise(latents, timesteps, embeds))
+
+
+async def test_unloading_lets_its_pictures_finish_and_gives_memory_back(catalog: Catalog) -> None:
+    """What runs on it finishes, new requests are refused, the weights are gone, and it can come back."""
+    backend = LocalBackend(catalog, device="cpu", threads=1)
+    await backend.start()
+    try:
+        await until(lambda: backend.status().loading_ended)
+        worker = backend._worker
+        assert worker is not None
+        weights = weakref.ref(worker._families["test/b"])
+        running = Heard()
+        backend.add_request(make_request("running", "test/b", steps=40), running)
+        await until(lambda: any(isinstance(event, Progress) for event in running.events))
+        backend.unload_model("test/b")
+        await until(lambda: backend.status().models[1].state in ("unloading", "unloaded"))
+        with pytest.raises(ModelNotReady):
+            backend.add_request(make_request("late", "test/b"), Heard())
+        assert isinstance(await running.final(), Finished)
+        await until(lambda: backend.status().models[1].state == "unloaded")
+        gc.collect()
+        assert weights() is None, "something still holds the weights"
+        assert backend.status().models[1].memory_bytes == 0
+        other = Heard()
+        backend.add_request(make_request("other", "test/a"), other)
+        assert isinstance(await other.final(), Finished)
+        backend.load_model("test/b")
+        await until(lambda: backend.status().models[1].state == "ready")
+        again = Heard()
+        backend.add_request(make_request("again", "test/b"), again)
+        assert isinstance(await again.final(), Finished)
+    finally:
+        await backend.stop()
+
+
+async def test_on_demand_the_least_recently_used_makes_room(catalog: Catalog) -> None:
+    """With room for two a request loads its model, the one used longest ago leaves; nobody is refused."""
+    backend = LocalBackend(catalog, device="cpu", threads=1, max_loaded=2)
+    await backend.start()
+    try:
+        await until(lambda: backend.status().loading_ended)
+        assert [model.state for model in backend.status().models] == ["ready", "ready", "unloaded"]
+        used = Heard()
+        backend.add_request(make_request("used", "test/a"), used)
+        assert isinstance(await used.final(), Finished)
+        demanded = Heard()
+        backend.add_request(make_request("demanded", "test/c"), demanded)
+        assert isinstance(await demanded.final(), Finished)
+        assert [model.state for model in backend.status().models] == ["ready", "unloaded", "ready"]
+        back = Heard()
+        backend.add_request(make_request("back", "test/b"), back)
+        assert isinstance(await back.final(), Finished)
+        assert sum(model.state == "ready" for model in backend.status().models) == 2
+    finally:
+        await backend.stop()
+
+
+async def test_reloading_keeps_those_who_come_meanwhile(catalog: Catalog) -> None:
+    """A reload drops the weights and reads them anew; a request made meanwhile waits and is served."""
+    backend = LocalBackend(catalog, device="cpu", threads=1)
+    await backend.start()
+    try:
+        await until(lambda: backend.status().loading_ended)
+        backend.load_model("test/a")
+        heard = Heard()
+        backend.add_request(make_request("meanwhile", "test/a"), heard)
+        final = await heard.final()
+        assert isinstance(final, Finished), final if isinstance(final, Failed) else None
+    finally:
+        await backend.stop()
