@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 import torch
 
+from app.bench.pictures import make_requests
 from app.bench.prompts import prompts
 from app.catalog.entry import CatalogEntry
 from app.catalog.loader import load_catalog
@@ -38,11 +39,11 @@ def main(model: str, dtype: str, threads: int, batch: int, count: int, steps: in
     if dtype != "float32":
         family = family.in_dtype(getattr(torch, dtype))
     warm_up_picture(family, entry)
-    _round(family, _requests(entry, batch, steps), batch)
+    _round(family, make_requests(entry, prompts(batch), steps), batch)
     rounds, step_times = [], []
     for _ in range(3):
         began = time.perf_counter()
-        step_times += _round(family, _requests(entry, count, steps), batch)
+        step_times += _round(family, make_requests(entry, prompts(count), steps), batch)
         rounds.append(count / (time.perf_counter() - began))
     previews = _preview_seconds(family, entry, batch)
     result = {
@@ -52,26 +53,6 @@ def main(model: str, dtype: str, threads: int, batch: int, count: int, steps: in
         "preview_seconds": previews,
     }
     print(json.dumps(result))
-
-
-def _requests(entry: CatalogEntry, count: int, steps: int) -> list[GenerationRequest]:
-    defaults = entry.defaults
-    return [
-        GenerationRequest(
-            id=str(seed),
-            model=entry.id,
-            prompt=prompt,
-            negative_prompt="",
-            seed=seed,
-            steps=steps,
-            guidance_scale=defaults.guidance_scale,
-            eta=defaults.eta,
-            width=defaults.width,
-            height=defaults.height,
-            noise_scheduler=defaults.noise_scheduler,
-        )
-        for seed, prompt in enumerate(prompts(count))
-    ]
 
 
 @torch.inference_mode()
@@ -92,7 +73,7 @@ def _round(family: StableDiffusion, requests: list[GenerationRequest], batch: in
 def _preview_seconds(family: StableDiffusion, entry: CatalogEntry, batch: int) -> dict[str, float]:
     """Median seconds that the previews of one step of a full batch cost, by part."""
     preview_map = preview_map_for(family, entry.defaults.width, entry.defaults.height, None)
-    running = [RunningRequest(request, family) for request in _requests(entry, batch, steps=8)]
+    running = [RunningRequest(request, family) for request in make_requests(entry, prompts(batch), steps=8)]
     for _ in range(6):
         denoise_step(family, running)
     latents = [one.denoised for one in running]

@@ -104,7 +104,7 @@ class EngineWorker:
         self._options = options
         self._deliver = deliver
         self._report = report
-        self.device = _resolve_device(options.device)
+        self.device = resolve_device(options.device)
         self._engine = DiffusionEngine()
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._outbox: queue.Queue[list[Emission] | None] = queue.Queue(_ENCODER_BACKLOG)
@@ -436,7 +436,8 @@ def _encoded(emission: Emission) -> GenerationEvent:
     return event
 
 
-def _resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes the first CUDA device if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
