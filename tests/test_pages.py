@@ -499,6 +499,30 @@ async def test_an_unknown_address_is_a_page_for_people_and_json_for_programs(
     assert (await client.get("/nowhere")).json()["error"]["code"] == "not_found"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/studio/%00",
+        "/studio/%ed%a0%80",
+        "/studio/..%2f..%2fetc",
+        "/studio/" + "x" * 5000,
+        "/studio/' OR 1=1--",
+        "/studio/batches/%00/events",
+        "/studio/form?model=nowhere&prompt=%00&seed=%ff",
+        "/studio/form?" + "&".join(f"a{i}=1" for i in range(100)),
+        "/?prompt=%ff&steps=nan&n=99&model=nowhere",
+    ],
+)
+async def test_strange_addresses_are_no_faults(client: httpx.AsyncClient, path: str) -> None:
+    """A failure means that an address that somebody mistyped, or made up, ends in a 5xx."""
+    assert (await client.get(path, headers=HTML)).status_code < 500
+    if "form" not in path and "?" not in path and "events" not in path:
+        for action in ("cancel", "vote"):
+            target = f"/studio/pictures/{path.removeprefix('/studio/')}/{action}"
+            answer = await client.post(target, data={"value": "1"}, headers=HTMX)
+            assert answer.status_code in (400, 404), answer.text
+
+
 # ---------------------------------------------------------------------- the stream
 
 

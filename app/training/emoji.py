@@ -10,6 +10,7 @@ unpacked to `lobehub-fluent-emoji-3d-1.1.0/`, `emoji-datasource-16.0.0/` and `em
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,11 @@ def read_emoji(data: Path) -> list[Emoji]:
             if path.exists():
                 character = "".join(chr(int(part, 16)) for part in code.split("-"))
                 words = keywords.get(character) or keywords.get(character.replace("\ufe0f", "")) or []
-                found.append(Emoji(entry["short_name"], f"{entry['category']}/{entry['subcategory']}", path, tuple(words)))
+                found.append(
+                    Emoji(
+                        entry["short_name"], f"{entry['category']}/{entry['subcategory']}", path, tuple(words)
+                    )
+                )
                 break
     return found
 
@@ -59,8 +64,23 @@ def load_rgba(path: Path, size: int) -> torch.Tensor:
         pixels = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255.0
     pixels = np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], axis=2)
     planes = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(pixels[..., c])).resize((size, size), Image.Resampling.BOX if False else Image.Resampling.LANCZOS))
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(pixels[..., c])).resize(
+                (size, size), Image.Resampling.LANCZOS
+            )
+        )
         for c in range(4)
     ]
     stacked = np.clip(np.stack(planes), 0.0, 1.0)
     return torch.from_numpy(np.round(stacked * 255.0).astype(np.uint8))
+
+
+def load_bank(data: Path, sides: Sequence[int], cache: Path) -> tuple[dict[int, torch.Tensor], int]:
+    """All emoji but people at each side: premultiplied RGBA, (count, 4, side, side) uint8; cached."""
+    if cache.exists():
+        pictures, names = torch.load(cache, weights_only=True)
+        return pictures, len(names)
+    emoji = [entry for entry in read_emoji(data) if not entry.category.startswith("People")]
+    pictures = {side: torch.stack([load_rgba(entry.path, side) for entry in emoji]) for side in sides}
+    torch.save((pictures, [entry.name for entry in emoji]), cache)
+    return pictures, len(emoji)

@@ -28,6 +28,7 @@ _SHOWN_FIELDS = frozenset(
     ["prompt", "model", "negative_prompt", "n", "size", "steps", "guidance_scale", "seed", "scheduler"]
 )
 _BASIC_FIELDS = frozenset({"prompt", "model"})
+_LONG_PROMPT = 120
 _HINTS = {
     "too_many_requests": "Wait a moment, or cancel one of yours.",
     "model_not_ready": "Your words are kept; send them again when it is ready.",
@@ -100,6 +101,7 @@ def form_view(
             Choice(value=str(n), label=str(n), selected=str(n) == count) for n in range(1, MAX_PICTURES + 1)
         ),
         examples=chosen.examples[:6],
+        placeholder=max(chosen.examples[:6], key=len, default=""),
         errors=errors,
         problem=problem,
         hint=hint_for(error),
@@ -113,7 +115,7 @@ def hint_for(error: DarkroomError | None) -> str:
         return ""
     hint = _HINTS.get(error.code, "")
     if error.code == "too_many_requests" and error.retry_after:
-        return f"{hint} A place should be free in about {duration(error.retry_after)}."
+        return f"{hint} A place should be free in about {error.retry_after:.0f} s."
     return hint
 
 
@@ -138,6 +140,7 @@ def stage_view(batch: BatchView, models: Sequence[ModelView], *, streamed: bool 
     return Stage(
         batch=batch.id,
         prompt=first.prompt,
+        long=len(first.prompt) > _LONG_PROMPT,
         negative_prompt=first.negative_prompt,
         recipe=_recipe(first, models),
         summary=_summary(batch),
@@ -220,7 +223,9 @@ def status_panel(health: HealthView) -> StatusPanel:
             poll=1,
         )
     if health.status == "unhealthy":
-        reasons = " ".join(health.reasons) or "It does not say why."
+        # Models that failed are listed with their reasons; the others are said here.
+        others = [r for r in health.reasons if not (failed and "could not be loaded" in r)]
+        reasons = " ".join(others) or "No model can be used."
         return replace(
             nothing, state="failed", title="Darkroom cannot develop now", text=reasons, models=failed, poll=5
         )

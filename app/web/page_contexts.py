@@ -67,6 +67,7 @@ class FormView:
     noise_schedulers: tuple[Choice, ...] = shown("Noise schedulers by name.")
     counts: tuple[Choice, ...] = shown("How many pictures, 1 to 8.")
     examples: tuple[str, ...] = shown("Prompts that the chosen model does well.")
+    placeholder: str = shown("One of them, as a hint in the empty box.")
     errors: Mapping[str, str] = shown("What is wrong, by field.")
     problem: str = shown("What is wrong with the whole; empty otherwise.")
     hint: str = shown("What to do about the problem; empty otherwise.")
@@ -120,6 +121,7 @@ class Stage:
 
     batch: str = shown("Id of the batch.")
     prompt: str = shown("The prompt as given.")
+    long: bool = shown("Whether the prompt is too long for large letters.")
     negative_prompt: str = shown("The negative prompt as given; may be empty.")
     recipe: str = shown("Model, size, steps and so on in one line.")
     summary: str = shown("How far the batch is, in words.")
@@ -192,6 +194,7 @@ class ProblemPage:
 class CreatedFragment:
     """The answer to a submitted form: the form as sent, and the pictures."""
 
+    title: str = shown("Title of the document from now on.")
     form: FormView = shown("The form with the values that were sent.")
     stage: Stage = shown("The new batch.")
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any
@@ -147,7 +148,8 @@ async def home(request: Request) -> Response:
     values = _prefill(request)
     batch = None
     if not values:
-        batch = await services_of(request).generations.newest_unfinished(client_of(request).id)
+        with suppress(DarkroomError):  # Without a database the page comes all the same, and says so.
+            batch = await services_of(request).generations.newest_unfinished(client_of(request).id)
     return await _studio(request, batch, values)
 
 
@@ -177,10 +179,9 @@ async def _studio(
     panel = status_panel(services.status.health())
     if batch is not None and not values:
         values = _values_of(batch.generations[0], len(batch.generations))
-    try:
+    recent: Sequence[GenerationView] = ()
+    with suppress(DarkroomError):
         recent = await services.generations.recent(client_of(request).id)
-    except DarkroomError:
-        recent = []  # the line stays empty when the database does not answer; the page comes all the same
     live = batch is not None and not batch.final
     context = StudioPage(
         title=_title(batch),
@@ -248,7 +249,9 @@ async def created(request: Request, batch: BatchView, values: dict[str, str] | N
     shown = _values_of(first, len(batch.generations))
     if values and values.get("seed") and not _from_again(request):
         shown["seed"] = values["seed"]
-    context = CreatedFragment(form=form_view(models, shown), stage=stage_view(batch, models))
+    context = CreatedFragment(
+        title=_title(batch), form=form_view(models, shown), stage=stage_view(batch, models)
+    )
     return _html(context, headers={"HX-Push-Url": address})
 
 
@@ -384,6 +387,8 @@ async def _messages(request: Request, batch_id: str, viewer: str) -> AsyncIterat
                 await asyncio.sleep(0 if batch.final else _GATHER_SECONDS)
     except NotFound:
         pass
+    except DarkroomError:
+        return  # The database does not answer: without `done`, htmx asks again after a pause.
     finally:
         if waiting is not None:
             waiting.cancel()
