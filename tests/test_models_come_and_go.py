@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from app.backends.local import LocalBackend
 from app.catalog.entry import Catalog
 from app.engine.loading import load_family
+from app.engine.placement import place
 from app.engine.request import Failed, Finished, Progress
 from app.engine.sharing import memory_use, share_equal_tensors
 from app.errors import ModelNotReady
@@ -78,9 +79,7 @@ async def test_unloading_lets_its_pictures_finish_and_gives_memory_back(catalog:
     await backend.start()
     try:
         await until(lambda: backend.status().loading_ended)
-        worker = backend._worker
-        assert worker is not None
-        weights = weakref.ref(worker._families["test/b"])
+        weights = weakref.ref(backend._worker_of["test/b"]._families["test/b"])
         running = Heard()
         backend.add_request(make_request("running", "test/b", steps=40), running)
         await until(lambda: any(isinstance(event, Progress) for event in running.events))
@@ -140,3 +139,26 @@ async def test_reloading_keeps_those_who_come_meanwhile(catalog: Catalog) -> Non
         assert isinstance(final, Finished), final if isinstance(final, Failed) else None
     finally:
         await backend.stop()
+
+
+async def test_two_devices_have_a_thread_each(catalog: Catalog) -> None:
+    """Models are spread over the devices that are listed, and serve side by side."""
+    backend = LocalBackend(catalog, device="cpu, cpu", threads=1)
+    await backend.start()
+    try:
+        await until(lambda: backend.status().loading_ended)
+        assert backend.status().device == "cpu,cpu"
+        assert sorted(len(worker.models) for worker in backend._workers) == [1, 2]
+        listeners = {name: Heard() for name in ("a", "b", "c")}
+        for name, heard in listeners.items():
+            backend.add_request(make_request(name, f"test/{name}"), heard)
+        for heard in listeners.values():
+            assert isinstance(await heard.final(), Finished)
+    finally:
+        await backend.stop()
+
+
+def test_the_largest_model_gets_the_most_room() -> None:
+    """Placement by size: large ones first, each where most room is left."""
+    assert place({"s": 1, "xl": 9, "m": 4}, [10, 10]) == {"xl": 0, "m": 1, "s": 1}
+    assert place({"a": 0, "b": 0}, [5, 5]) == {"a": 0, "b": 1}

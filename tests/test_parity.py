@@ -23,16 +23,16 @@ from app.engine.previews import PreviewMap
 from app.engine.request import Finished, GenerationRequest, Progress, SeedMix
 from app.engine.running import mixed_noise
 from app.families.stable_diffusion import StableDiffusion
-from tests.tiny import make_pipeline
+from tests.tiny import VARIANTS, make_pipeline
 
 MODEL = "test/tiny"
 SIZE = 16
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+@pytest.fixture(scope="module", params=list(VARIANTS))
 def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tiny checkpoint, written to disk and loaded as stock diffusers loads it."""
-    folder = make_pipeline(tmp_path_factory.mktemp("tiny"), prediction_type=request.param)
+    folder = make_pipeline(tmp_path_factory.mktemp("tiny"), **VARIANTS[request.param])
     loaded = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     loaded.set_progress_bar_config(disable=True)
     return loaded

@@ -45,7 +45,22 @@ def make_tokenizer(folder: Path, max_length: int = 16) -> CLIPTokenizer:
     )
 
 
-def make_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, **scheduler: Any) -> Path:
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sd1": {},
+    "sd2": {"prediction_type": "v_prediction", "use_linear_projection": True},
+    "sd-turbo": {"timestep_spacing": "trailing", "use_linear_projection": True},
+}
+"""What differs between Stable Diffusion 1.x, 2.x and SD-Turbo, as `make_pipeline` takes it."""
+
+
+def make_pipeline(
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    use_linear_projection: bool = False,
+    seed: int = 0,
+    **scheduler: Any,
+) -> Path:
     """Write a tiny Stable Diffusion checkpoint into `folder` and return it.
 
     Latents are 8×8 with 4 channels for a 16 px picture (factor 2); the size of one forward row is trivial.
@@ -77,6 +92,7 @@ def make_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int =
         cross_attention_dim=16,
         attention_head_dim=4,
         norm_num_groups=4,
+        use_linear_projection=use_linear_projection,
     )
     vae = AutoencoderKL(
         block_out_channels=(8, 8),

@@ -29,14 +29,15 @@ _IMPORT_DELAY = 0.2
 
 
 class LocalBackend:
-    """Implements `app.backends.base.Backend` with an `EngineWorker` in this process.
+    """Implements `app.backends.base.Backend` with one `EngineWorker` per device in this process.
 
     Args:
         catalog: All of its models are loaded, in order.
-        device: 'auto', 'cpu', 'cuda:0' …
+        device: 'auto', 'cpu', 'cuda:0' …, or several with commas between: models are placed by size, and each
+            device has an engine thread of its own.
         dtype: 'auto', 'float32', 'bfloat16', 'float16'.
         threads: Of torch on the CPU; 0 means the physical cores.
-        max_loaded: Most models in memory; 0 preloads all, else they are loaded on demand.
+        max_loaded: Most models on a device; 0 preloads all, else they are loaded on demand.
         preview_cache: Folder for fitted preview maps, or None.
         stop_timeout: Seconds that `stop` waits for the step in progress.
     """
@@ -60,7 +61,8 @@ class LocalBackend:
         self._models = {entry.id: ModelStatus(entry.id, "waiting") for entry in catalog.entries}
         self._listeners: dict[str, Listener] = {}
         self._early: list[GenerationRequest] = []
-        self._worker: EngineWorker | None = None
+        self._workers: list[EngineWorker] = []
+        self._worker_of: dict[str, EngineWorker] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starter: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -69,14 +71,15 @@ class LocalBackend:
     async def start(self) -> None:
         """Begin to load in the background; returns before torch is imported."""
         self._loop = asyncio.get_running_loop()
-        self._starter = threading.Thread(target=self._start_worker, name="darkroom-starter", daemon=True)
+        self._starter = threading.Thread(target=self._start_workers, name="darkroom-starter", daemon=True)
         self._starter.start()
 
     async def stop(self) -> None:
         """Fail what still runs with `ShuttingDown` and end the threads."""
         self._stopping.set()
-        if self._worker is not None:
-            await asyncio.to_thread(self._worker.stop, self._stop_timeout)
+        await asyncio.gather(
+            *(asyncio.to_thread(worker.stop, self._stop_timeout) for worker in self._workers)
+        )
         # The encoder's last events were posted before it ended; let them be delivered.
         await asyncio.sleep(0)
         stopped = ShuttingDown("The server is stopping.", retry_after=5)
@@ -94,8 +97,8 @@ class LocalBackend:
         if model.state == "failed":
             raise ModelNotReady(f"{request.model} could not be loaded: {model.error}")
         self._listeners[request.id] = listener
-        if self._worker is not None:
-            self._worker.add_request(request)
+        if (worker := self._worker_of.get(request.model)) is not None:
+            worker.add_request(request)
         else:
             self._early.append(request)
             self._loop_call(request.id, Waiting(len(self._early)))
@@ -106,25 +109,26 @@ class LocalBackend:
         for request in early:
             self._early.remove(request)
             self._loop_call(request_id, Aborted())
-        if not early and self._worker is not None:
-            self._worker.abort_request(request_id)
+        if not early:
+            # Only one of them knows it; asking all of them is simpler than remembering which.
+            for worker in self._workers:
+                worker.abort_request(request_id)
 
     def load_model(self, model: str) -> None:
         """Load or reload; see `Backend.load_model`."""
-        if self._worker is not None:
-            self._worker.load_model(model)
+        if (worker := self._worker_of.get(model)) is not None:
+            worker.load_model(model)
 
     def unload_model(self, model: str) -> None:
         """Unload when its requests have finished; see `Backend.unload_model`."""
-        if self._worker is not None:
-            self._worker.unload_model(model)
+        if (worker := self._worker_of.get(model)) is not None:
+            worker.unload_model(model)
 
     def status(self) -> BackendStatus:
         """A snapshot; see `BackendStatus`."""
         models = tuple(self._models[entry.id] for entry in self._catalog.entries)
         ended = all(model.state not in ("waiting", "loading") for model in models)
-        worker = self._worker
-        if worker is None:
+        if not self._workers:
             return BackendStatus(
                 self._device,
                 models,
@@ -132,23 +136,25 @@ class LocalBackend:
                 alive=self._lost is None,
                 loading_ended=ended,
             )
-        counters = worker.engine.counters
-        busy_since = counters.busy_since
+        counters = [worker.engine.counters for worker in self._workers]
+        now = time.monotonic()
+        busy = [now - since for one in counters if (since := one.busy_since) is not None]
         return BackendStatus(
-            device=str(worker.device),
+            device=",".join(str(worker.device) for worker in self._workers),
             models=models,
-            waiting=worker.engine.waiting + worker.held,
-            running=worker.engine.running,
-            alive=worker.alive and self._lost is None,
-            busy_seconds=time.monotonic() - busy_since if busy_since is not None else 0.0,
-            steps_total=counters.steps,
-            preview_seconds_total=counters.preview_seconds + worker.encode_seconds,
-            step_seconds_total=counters.step_seconds,
+            waiting=sum(worker.engine.waiting + worker.held for worker in self._workers),
+            running=sum(worker.engine.running for worker in self._workers),
+            alive=all(worker.alive for worker in self._workers) and self._lost is None,
+            busy_seconds=max(busy, default=0.0),
+            steps_total=sum(one.steps for one in counters),
+            preview_seconds_total=sum(one.preview_seconds for one in counters)
+            + sum(worker.encode_seconds for worker in self._workers),
+            step_seconds_total=sum(one.step_seconds for one in counters),
             loading_ended=ended,
         )
 
-    def _start_worker(self) -> None:
-        """The starter thread: import torch, make the worker, hand over what came in early."""
+    def _start_workers(self) -> None:
+        """The starter thread: import torch, make the workers, hand over what came in early."""
         if self._stopping.wait(_IMPORT_DELAY):
             return
         for entry in self._catalog.entries:
@@ -156,15 +162,7 @@ class LocalBackend:
         # Image processors that nobody uses here complain of a missing torchvision when they are imported.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         try:
-            from app.engine.worker import EngineWorker, WorkerOptions
-
-            options = WorkerOptions(
-                self._device, self._dtype, self._threads, self._max_loaded, self._preview_cache
-            )
-            # The default model first: the service is ready once it is.
-            default = self._catalog.default
-            entries = [default, *(entry for entry in self._catalog.entries if entry is not default)]
-            worker = EngineWorker(entries, options, self._post, self._report)
+            workers = self._make_workers()
         except Exception as error:
             logger.critical("the engine cannot start", exc_info=error)
             self._lost = EngineDied("The engine could not start; the server's log says why.")
@@ -172,16 +170,42 @@ class LocalBackend:
                 self._report(entry.id, state="failed", error=self._lost.message)
             self._post([(request.id, Failed(self._lost)) for request in self._early])
             return
-        worker.start()
+        for worker in workers:
+            worker.start()
         if self._loop is not None and not self._stopping.is_set():
-            self._loop.call_soon_threadsafe(self._adopt, worker)
+            self._loop.call_soon_threadsafe(self._adopt, workers)
         if self._stopping.is_set():
-            worker.stop(self._stop_timeout)
+            for worker in workers:
+                worker.stop(self._stop_timeout)
 
-    def _adopt(self, worker: EngineWorker) -> None:
-        self._worker = worker
+    def _make_workers(self) -> list[EngineWorker]:
+        """One worker per device, each with the models that are placed there, the default model first."""
+        from app.engine.loading import estimated_bytes
+        from app.engine.placement import place
+        from app.engine.worker import EngineWorker, WorkerOptions, free_bytes, resolve_device
+
+        names = [name.strip() for name in self._device.split(",") if name.strip()] or ["auto"]
+        devices = [resolve_device(name) for name in names]
+        default = self._catalog.default
+        entries = [default, *(entry for entry in self._catalog.entries if entry is not default)]
+        placed = place(
+            {entry.id: estimated_bytes(entry) for entry in entries}, [free_bytes(d) for d in devices]
+        )
+        return [
+            EngineWorker(
+                [entry for entry in entries if placed[entry.id] == index],
+                WorkerOptions(name, self._dtype, self._threads, self._max_loaded, self._preview_cache),
+                self._post,
+                self._report,
+            )
+            for index, name in enumerate(names)
+        ]
+
+    def _adopt(self, workers: list[EngineWorker]) -> None:
+        self._workers = workers
+        self._worker_of = {model: worker for worker in workers for model in worker.models}
         for request in self._early:
-            worker.add_request(request)
+            self._worker_of[request.model].add_request(request)
         self._early.clear()
 
     def _report(self, model: str, **changes: Any) -> None:

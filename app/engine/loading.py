@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
+_ONE_AT_A_TIME = threading.Lock()
+"""While weights are loaded, transformers makes every module of the process on the meta device."""
+
 Report = Callable[[float, str], None]
 """Told how far loading is (0 … 1) and what it does now."""
 
@@ -42,15 +46,16 @@ def load_family(entry: CatalogEntry, device: torch.device, dtype: torch.dtype) -
     """
     source = str(entry.folder or entry.source)
     try:
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(
-            source,
-            revision=entry.revision or None,
-            dtype=dtype,
-            safety_checker=None,
-            requires_safety_checker=False,
-            use_safetensors=True,
-            local_files_only=entry.folder is not None,
-        )
+        with _ONE_AT_A_TIME:
+            pipeline: Any = StableDiffusionPipeline.from_pretrained(
+                source,
+                revision=entry.revision or None,
+                dtype=dtype,
+                safety_checker=None,
+                requires_safety_checker=False,
+                use_safetensors=True,
+                local_files_only=entry.folder is not None,
+            )
     except (RepositoryNotFoundError, GatedRepoError) as error:
         raise ModelLoadError(
             f"{entry.id}: the hub knows no repository {entry.source}, or you have no access to it."
@@ -79,6 +84,13 @@ def revision_of(entry: CatalogEntry) -> str:
         digest.update(file.relative_to(entry.folder).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def estimated_bytes(entry: CatalogEntry) -> int:
+    """Bytes of an entry's weight files as they lie on this disk; 0 for a hub id."""
+    if entry.folder is None:
+        return 0
+    return sum(file.stat().st_size for file in entry.folder.rglob("*.safetensors"))
 
 
 def _reason(entry: CatalogEntry, error: Exception) -> str:

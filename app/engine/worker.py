@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import torch
 
 from app.catalog.entry import CatalogEntry
@@ -126,6 +127,11 @@ class EngineWorker:
             threading.Thread(target=self._run, name="darkroom-engine", daemon=True),
             threading.Thread(target=self._encode_all, name="darkroom-encoder", daemon=True),
         ]
+
+    @property
+    def models(self) -> list[str]:
+        """Ids of the models that are placed here, loaded or not."""
+        return [entry.id for entry in self._entries]
 
     @property
     def engine(self) -> DiffusionEngine:
@@ -441,3 +447,11 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, or on the host for the CPU."""
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free)
+    return int(psutil.virtual_memory().available)
