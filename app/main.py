@@ -38,7 +38,20 @@ from app.storage.images import ImageStore
 from app.storage.migrations import migrate
 from app.storage.processes import ProcessRepository
 from app.storage.votes import VoteRepository
-from app.web import docs, errors, generate, generations, images, metrics, models, pages, probes, root, votes
+from app.web import (
+    docs,
+    errors,
+    generate,
+    generations,
+    images,
+    metrics,
+    models,
+    openai,
+    pages,
+    probes,
+    root,
+    votes,
+)
 from app.web.dependencies import Services
 from app.web.security import BodyLimit, HostAndOrigin, SecurityHeaders
 
@@ -92,7 +105,7 @@ def create_app(
     )
     app.state.services = services
     app.state.metrics = metrics.make_registry(services)
-    for module in (root, generate, generations, images, votes, models, probes, metrics, docs, pages):
+    for module in (root, generate, generations, images, votes, models, openai, probes, metrics, docs, pages):
         app.include_router(module.router)
     app.mount("/static", _StaticFiles(directory=static_dir()), name="static")
     errors.install(app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +17,7 @@ from app.errors import DarkroomError, InvalidRequest, NotFound
 from app.web import pages
 from app.web.bodies import invalid
 from app.web.dependencies import wants_html
+from app.web.openai_errors import is_openai, openai_error
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,11 @@ class _HTTPProblem(DarkroomError):
         )
 
 
-def error_json(error: DarkroomError) -> Response:
-    """The answer for programs."""
-    body = {"error": {"code": error.code, "message": error.message, "field": error.field}}
+def error_json(error: DarkroomError, path: str = "") -> Response:
+    """The answer for programs; below `/v1` in the shape of OpenAI's API."""
+    body: dict[str, Any] = {"error": {"code": error.code, "message": error.message, "field": error.field}}
+    if is_openai(path):
+        body = openai_error(error)
     # ASCII escapes: a message must never fail to be sent for a character in it.
     return Response(json.dumps(body), error.status, _headers(error), media_type="application/json")
 
@@ -47,8 +51,9 @@ def install(app: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: DarkroomError) -> Response:
-    if not wants_html(request):
-        return error_json(error)
+    path = request.url.path
+    if is_openai(path) or not wants_html(request):
+        return error_json(error, path)
     response = await pages.problem(request, error)
     for name, value in _headers(error).items():
         response.headers.setdefault(name, value)

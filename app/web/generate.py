@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import anyio
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import GenerationError, NotFound, ShuttingDown
+from app.errors import NotFound
 from app.services.params import GenerationParams
-from app.services.views import GenerationView
 from app.web.bodies import read_json, schema_of
 from app.web.dependencies import client_of, services_of
 from app.web.images import picture_response
+from app.web.pictures import finished_pictures
 from app.web.schemas import GenerateBody, GenerateQuery, ProblemAnswer
 from app.web.sse import LastEventId, generation_messages, parse_last_event_id, stream
 
@@ -72,22 +71,8 @@ def _wants_picture(request: Request) -> bool:
 
 async def _picture(request: Request, generation_id: str) -> Response:
     """The picture alone, once it is done; a reader who leaves gives its place back."""
-    last: GenerationView | None = None
-
-    async def watch() -> None:
-        nonlocal last
-        async for view in services_of(request).generations.watch(generation_id):
-            last = view
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(watch)
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        group.cancel_scope.cancel()
-    if last is None or not last.final:
+    pictures = await finished_pictures(request, [generation_id])
+    if pictures is None:
         return Response(status_code=499)  # Nobody is there to read it.
-    if last.image is None:
-        problem = ShuttingDown if last.error_code == ShuttingDown.code else GenerationError
-        raise problem(last.error_message or "The picture could not be made.")
-    return picture_response(last.image, last.download_name, kept_at=last.image_url)
+    ((view, png),) = pictures
+    return picture_response(png, view.download_name, kept_at=view.image_url)

@@ -219,7 +219,7 @@ async def _refuse(
     # Here, because `errors` needs the pages, and they need the application.
     from app.web.errors import error_json
 
-    response = error_json(error)
+    response = error_json(error, scope["path"])
     if close:
         # What follows on this connection is the rest of that body.
         response.headers["Connection"] = "close"
