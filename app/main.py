@@ -27,6 +27,7 @@ from app.errors import StorageUnavailable
 from app.resources import static_dir
 from app.services.clients import ClientCookies
 from app.services.generations import GenerationLimits, GenerationService
+from app.services.models import ModelService
 from app.services.pictures import software_versions
 from app.services.status import StatusService
 from app.services.storage import StorageThreads
@@ -125,6 +126,7 @@ def _wire(settings: Settings, backend: Backend | None, catalog: Catalog | None) 
             device=settings.device,
             dtype=settings.dtype,
             threads=settings.threads,
+            max_loaded=settings.max_loaded,
             preview_cache=settings.data_dir / "previews",
         )
     cookies = ClientCookies(settings.signing_key())
@@ -147,11 +149,13 @@ def _wire(settings: Settings, backend: Backend | None, catalog: Catalog | None) 
         ),
         unknown_words=unknown_words,
     )
+    status = StatusService(catalog, backend, generation_service)
     services = Services(
         catalog=catalog,
         generations=generation_service,
         votes=VoteService(vote_rows, generation_rows, storage),
-        status=StatusService(catalog, backend, generation_service),
+        status=status,
+        models=ModelService(catalog, backend, status),
         cookies=cookies,
         ping_seconds=settings.sse_ping_seconds,
         send_timeout_seconds=settings.sse_send_timeout_seconds,

@@ -74,6 +74,13 @@ class Settings(BaseSettings):
         "or float16.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads of torch; 0 takes the physical cores.")
+    max_loaded: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Most models in memory on a device; the one used longest ago makes room for one that is "
+        "asked for. 0 loads all of them at the start.",
+    )
     max_queue: int = Field(64, ge=1, le=100_000, description="Generations that may wait or run at once.")
     max_per_client: int = Field(16, ge=1, le=100_000, description="How many of them one client may hold.")
     sse_ping_seconds: float = Field(

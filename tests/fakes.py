@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from app.backends.base import BackendStatus, Listener, ModelState, ModelStatus
+from app.backends.base import BackendStatus, Listener, ModelState, ModelStatus, ModelWork
 from app.catalog.entry import Catalog, CatalogEntry, Defaults, Limits
 from app.engine.request import (
     FINAL_EVENTS,
@@ -84,10 +84,18 @@ class FakeBackend:
         catalog: Its models are ready unless told otherwise.
         step_seconds: Pace.
         slots: Size of the running set.
+        on_demand: Models that are not loaded are loaded when they are asked for.
     """
 
-    def __init__(self, catalog: Catalog, *, step_seconds: float = 0.0, slots: int = 4) -> None:
+    def __init__(
+        self, catalog: Catalog, *, step_seconds: float = 0.0, slots: int = 4, on_demand: bool = False
+    ) -> None:
         self.step_seconds = step_seconds
+        self.on_demand = on_demand
+        self.load_seconds = 0.0
+        self.asked: list[tuple[str, str]] = []
+        self.memory_bytes: dict[str, int] = {}
+        self.work: dict[str, ModelWork] = {}
         self.slots = slots
         self.requests: list[GenerationRequest] = []
         self.steps_total = 0
@@ -128,10 +136,13 @@ class FakeBackend:
         """Queue it."""
         if self.stopped:
             raise ShuttingDown("The server is stopping.")
-        if self.models[request.model].state == "failed":
-            raise ModelNotReady("The model could not be loaded.")
+        state = self.models[request.model].state
+        if state == "failed" or (state in ("unloading", "unloaded") and not self.on_demand):
+            raise ModelNotReady("The model is not loaded.")
         self.requests.append(request)
         self._waiting.append(_Job(request, listener))
+        if state == "unloaded":
+            self.load_model(request.model)
         self._fill()
 
     def abort_request(self, request_id: str) -> None:
@@ -146,6 +157,28 @@ class FakeBackend:
                 elif job.begun:
                     job.task.cancel()
 
+    def load_model(self, model: str) -> None:
+        """Takes `load_seconds`."""
+        self.asked.append(("load", model))
+        self.set_model(model, "loading")
+        asyncio.get_running_loop().call_later(self.load_seconds, self._loaded, model)
+
+    def _loaded(self, model: str) -> None:
+        if self.models[model].state == "loading":
+            self.set_model(model, "ready")
+
+    def unload_model(self, model: str) -> None:
+        """Its pictures are finished first."""
+        self.asked.append(("unload", model))
+        self.set_model(model, "unloading")
+        self._drop_unloading()
+
+    def _drop_unloading(self) -> None:
+        busy = {job.request.model for job in [*self._waiting, *self._running.values()]}
+        for model, status in self.models.items():
+            if status.state == "unloading" and model not in busy:
+                self.set_model(model, "unloaded")
+
     def status(self) -> BackendStatus:
         """A snapshot."""
         states = tuple(self.models.values())
@@ -157,12 +190,17 @@ class FakeBackend:
             alive=self.alive,
             busy_seconds=self.busy_seconds,
             steps_total=self.steps_total,
-            loading_ended=all(state.state in ("ready", "failed") for state in states),
+            loading_ended=all(state.state not in ("waiting", "loading") for state in states),
+            on_demand=self.on_demand,
+            memory_bytes=self.memory_bytes,
+            work=self.work,
         )
 
     def _fill(self) -> None:
         while len(self._running) < self.slots:
-            loaded = [job for job in self._waiting if self.models[job.request.model].state == "ready"]
+            loaded = [
+                job for job in self._waiting if self.models[job.request.model].state in ("ready", "unloading")
+            ]
             if not loaded:
                 break
             job = loaded[0]
@@ -185,6 +223,7 @@ class FakeBackend:
         assert isinstance(final, FINAL_EVENTS)
         job.listener(final)
         self._fill()
+        self._drop_unloading()
 
     async def _develop(
         self, request: GenerationRequest, tell: Callable[[GenerationEvent], None]

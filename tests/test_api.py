@@ -270,7 +270,7 @@ async def test_metrics_are_readable(client: httpx.AsyncClient) -> None:
     await make(client)
     response = await client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
-    assert 'darkroom_generations_total{state="done"} 1.0' in response.text
+    assert 'darkroom_generations_total{model="builtin/base",outcome="done"} 1.0' in response.text
     assert 'darkroom_model_ready{model="builtin/base"} 1.0' in response.text
 
 

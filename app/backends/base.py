@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from app.engine.request import GenerationEvent, GenerationRequest
@@ -48,6 +48,23 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelWork:
+    """What was done with one model since start.
+
+    Attributes:
+        batches: Forwards, each one step of one batch.
+        rows: Forward rows of all of them: rows / batches is the mean size of a batch.
+        steps: Denoising steps, summed over requests.
+        step_seconds: Time in these forwards.
+    """
+
+    batches: int = 0
+    rows: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class BackendStatus:
     """A snapshot for `/health`, `/metrics` and the pages.
 
@@ -61,7 +78,10 @@ class BackendStatus:
         steps_total: Steps done since start, summed over requests.
         preview_seconds_total: Time spent on previews (map and encode) since start.
         step_seconds_total: Time spent in denoising steps since start.
-        loading_ended: True once every model is ready or failed.
+        loading_ended: True once, for the first time, no model waited or was loading.
+        on_demand: Whether a model that is not loaded is loaded when somebody asks for it.
+        memory_bytes: Weights held, by device ('cuda:0'); those that several models hold are counted once.
+        work: What was done, by model id; models without any may be missing.
     """
 
     device: str
@@ -74,6 +94,9 @@ class BackendStatus:
     preview_seconds_total: float = 0.0
     step_seconds_total: float = 0.0
     loading_ended: bool = False
+    on_demand: bool = False
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    work: Mapping[str, ModelWork] = field(default_factory=dict)
 
 
 class Backend(Protocol):

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.backends.base import BackendStatus, Listener, ModelStatus
+from app.backends.base import BackendStatus, Listener, ModelStatus, ModelWork
 from app.catalog.entry import Catalog
 from app.engine.request import FINAL_EVENTS, Aborted, Failed, GenerationEvent, GenerationRequest, Waiting
 from app.errors import EngineDied, ModelNotReady, ShuttingDown
@@ -61,6 +61,8 @@ class LocalBackend:
         self._models = {entry.id: ModelStatus(entry.id, "waiting") for entry in catalog.entries}
         self._listeners: dict[str, Listener] = {}
         self._early: list[GenerationRequest] = []
+        self._early_changes: list[tuple[str, bool]] = []
+        self._loading_ended = False
         self._workers: list[EngineWorker] = []
         self._worker_of: dict[str, EngineWorker] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,25 +120,31 @@ class LocalBackend:
         """Load or reload; see `Backend.load_model`."""
         if (worker := self._worker_of.get(model)) is not None:
             worker.load_model(model)
+        else:
+            self._early_changes.append((model, True))
 
     def unload_model(self, model: str) -> None:
         """Unload when its requests have finished; see `Backend.unload_model`."""
         if (worker := self._worker_of.get(model)) is not None:
             worker.unload_model(model)
+        else:
+            self._early_changes.append((model, False))
 
     def status(self) -> BackendStatus:
         """A snapshot; see `BackendStatus`."""
         models = tuple(self._models[entry.id] for entry in self._catalog.entries)
-        ended = all(model.state not in ("waiting", "loading") for model in models)
         if not self._workers:
             return BackendStatus(
                 self._device,
                 models,
                 waiting=len(self._early),
                 alive=self._lost is None,
-                loading_ended=ended,
+                loading_ended=self._loading_ended,
+                on_demand=self._max_loaded > 0,
             )
         counters = [worker.engine.counters for worker in self._workers]
+        # Copied, since the engines' threads go on adding to them.
+        work = [item for one in counters for item in one.models.copy().items()]
         now = time.monotonic()
         busy = [now - since for one in counters if (since := one.busy_since) is not None]
         return BackendStatus(
@@ -150,7 +158,10 @@ class LocalBackend:
             preview_seconds_total=sum(one.preview_seconds for one in counters)
             + sum(worker.encode_seconds for worker in self._workers),
             step_seconds_total=sum(one.step_seconds for one in counters),
-            loading_ended=ended,
+            loading_ended=self._loading_ended,
+            on_demand=self._max_loaded > 0,
+            memory_bytes={str(worker.device): worker.memory_bytes for worker in self._workers},
+            work={model: ModelWork(w.batches, w.rows, w.steps, w.step_seconds) for model, w in work},
         )
 
     def _start_workers(self) -> None:
@@ -207,10 +218,15 @@ class LocalBackend:
         for request in self._early:
             self._worker_of[request.model].add_request(request)
         self._early.clear()
+        for model, load in self._early_changes:
+            (self.load_model if load else self.unload_model)(model)
+        self._early_changes.clear()
 
     def _report(self, model: str, **changes: Any) -> None:
         """Called from the loader and engine threads; one assignment, so readers see old or new."""
         self._models[model] = dataclasses.replace(self._models[model], **changes)
+        if not any(status.state in ("waiting", "loading") for status in list(self._models.values())):
+            self._loading_ended = True
 
     def _post(self, events: list[tuple[str, GenerationEvent]]) -> None:
         """From any thread to the event loop."""

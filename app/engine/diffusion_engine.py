@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -73,6 +73,16 @@ class Emission:
 
 
 @dataclass(slots=True)
+class ModelCounters:
+    """What one model has done; `rows` are forward rows, `steps` are summed over requests."""
+
+    batches: int = 0
+    rows: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+
+
+@dataclass(slots=True)
 class EngineCounters:
     """What the engine has done since it started; read by other threads, written by one."""
 
@@ -81,6 +91,7 @@ class EngineCounters:
     preview_seconds: float = 0.0
     batches: int = 0
     busy_since: float | None = None
+    models: dict[str, ModelCounters] = field(default_factory=dict)
 
 
 class DiffusionEngine:
@@ -223,6 +234,11 @@ class DiffusionEngine:
         self.counters.batches += 1
         self.counters.steps += len(survivors)
         self.counters.step_seconds += stepped - began
+        counters = self.counters.models.setdefault(model.id, ModelCounters())
+        counters.batches += 1
+        counters.rows += sum(2 if running.request.guidance_scale > 1 else 1 for running in batch)
+        counters.steps += len(survivors)
+        counters.step_seconds += stepped - began
         self._tell_progress(model, survivors)
         self.counters.preview_seconds += self._clock() - stepped
         for running in survivors:

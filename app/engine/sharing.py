@@ -6,7 +6,7 @@ value, whatever their files look like. So values are compared, not files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,17 @@ def memory_use(families: Mapping[str, Family]) -> dict[str, MemoryUse]:
         alone = sum(sizes[key] for key in mine if len(holders[key]) == 1)
         use[model] = MemoryUse(alone, sum(sizes[key] for key in mine) - alone)
     return use
+
+
+def total_bytes(families: Iterable[Family]) -> int:
+    """Bytes of weights that all models hold together; what several hold counts once."""
+    sizes = {
+        (str(tensor.device), storage.data_ptr()): storage.nbytes()
+        for family in families
+        for _, tensor in family.named_weights()
+        for storage in [tensor.untyped_storage()]
+    }
+    return sum(sizes.values())
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

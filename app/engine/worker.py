@@ -29,7 +29,7 @@ from app.engine.faults import release_cached_memory
 from app.engine.loading import load_family, revision_of
 from app.engine.previews import PreviewMap, encode_jpeg, preview_map_for
 from app.engine.request import Aborted, Failed, GenerationEvent, GenerationRequest, Progress, Waiting
-from app.engine.sharing import memory_use, share_equal_tensors
+from app.engine.sharing import memory_use, share_equal_tensors, total_bytes
 from app.engine.warm_up import (
     MIN_PSNR,
     StepTimes,
@@ -122,6 +122,7 @@ class EngineWorker:
         self._held: dict[str, list[GenerationRequest]] = {entry.id: [] for entry in entries}
         self.alive = True
         self.encode_seconds = 0.0
+        self.memory_bytes = 0
         self._threads = [
             threading.Thread(target=self._load_all, name="darkroom-loader", daemon=True),
             threading.Thread(target=self._run, name="darkroom-engine", daemon=True),
@@ -399,6 +400,7 @@ class EngineWorker:
         """What every loaded model holds changes whenever one comes or goes."""
         for model, use in memory_use(self._families).items():
             self._report(model, memory_bytes=use.alone + use.shared, shared_bytes=use.shared)
+        self.memory_bytes = total_bytes(self._families.values())
 
     def _best_precision(self, prepared: _Prepared) -> tuple[StableDiffusion, StepTimes, float | None]:
         """The model in the precision that serves best, what its steps cost, and its PSNR against float32."""

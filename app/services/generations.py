@@ -6,12 +6,13 @@ import asyncio
 import logging
 import math
 import secrets
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio.to_thread
 
@@ -39,6 +40,7 @@ from app.errors import (
     TooManyRequests,
 )
 from app.services.clients import Client
+from app.services.figures import GenerationFigures
 from app.services.live import LiveGeneration, Subscription
 from app.services.params import GenerationParams, ResolvedParams, resolve
 from app.services.pictures import encode_png, made_with
@@ -125,8 +127,7 @@ class GenerationService:
         self._stopping = False
         self._closed = False
         self._encoders = anyio.CapacityLimiter(2)
-        self.finished_total: dict[str, int] = {"done": 0, "failed": 0, "cancelled": 0}
-        self.refused_total = 0
+        self.figures = GenerationFigures(entry.id for entry in catalog.entries)
 
     # ------------------------------------------------------------------ create
 
@@ -144,14 +145,15 @@ class GenerationService:
         Raises:
             InvalidRequest: A field is wrong (`UnknownModel` for the model).
             TooManyRequests: The queue is full, or the client's share of it.
-            ModelNotReady: The model failed to load. While it loads, requests wait for it.
+            ModelNotReady: The model failed to load, or was unloaded. While it loads, requests wait for it.
             StorageUnavailable: Nothing was written or queued.
             ShuttingDown: The process is ending.
         """
         if self._stopping:
+            self.figures.refused["stopping"] += 1
             raise ShuttingDown(_STOPPED, retry_after=5.0)
         resolved = resolve(params, self._catalog, n=n)
-        self._check_not_failed(resolved.entry)
+        self._check_model(resolved.entry)
         self._admit(client, n)
         lives = self._make_lives(resolved, client, n, lease)
         # They count from here on, so that a burst cannot pass the limit while rows are being written.
@@ -168,14 +170,20 @@ class GenerationService:
             self._queue(live, resolved)
         return BatchView(id=lives[0].record.id, generations=tuple(replace(v.view, mine=True) for v in lives))
 
-    def _check_not_failed(self, entry: CatalogEntry) -> None:
-        for status in self._backend.status().models:
-            if status.id == entry.id and status.state == "failed":
-                name = self._catalog.public_name(entry)
-                reason = status.error or "unknown reason"
-                raise ModelNotReady(
-                    f"model: {name} could not be loaded: {reason}", field="model", retry_after=60.0
-                )
+    def _check_model(self, entry: CatalogEntry) -> None:
+        backend = self._backend.status()
+        status = next((status for status in backend.models if status.id == entry.id), None)
+        name = self._catalog.public_name(entry)
+        if status is not None and status.state == "failed":
+            self._refuse_model(f"{name} could not be loaded: {status.error or 'unknown reason'}")
+        if status is not None and status.state in ("unloading", "unloaded") and not backend.on_demand:
+            others = [self._public_name(other.id) for other in backend.models if other.state == "ready"]
+            hint = f"; loaded are {', '.join(others)}" if others else ""
+            self._refuse_model(f"{name} is not loaded{hint}")
+
+    def _refuse_model(self, message: str) -> NoReturn:
+        self.figures.refused["model_not_ready"] += 1
+        raise ModelNotReady(f"model: {message}", field="model", retry_after=60.0)
 
     def _admit(self, client: Client, n: int) -> None:
         # What somebody made before the cookie came back is theirs as well.
@@ -185,13 +193,13 @@ class GenerationService:
             if live.share_key == client.share_key or live.record.client == client.id
         )
         if held + n > self.limits.client_share:
-            self.refused_total += 1
+            self.figures.refused["client_share"] += 1
             raise TooManyRequests(
                 f"you have {held} pictures waiting or running; at most {self.limits.client_share} at a time",
                 retry_after=self._retry_after(),
             )
         if len(self._live) + n > self.limits.queue:
-            self.refused_total += 1
+            self.figures.refused["queue_full"] += 1
             raise TooManyRequests(
                 f"the queue is full: at most {self.limits.queue} pictures wait or run",
                 retry_after=self._retry_after(),
@@ -322,8 +330,12 @@ class GenerationService:
             case Started(_, notices):
                 live.record = replace(live.record, state="running", notices=live.record.notices + notices)
                 live.publish(state="running", place=None, notices=live.record.notices)
+                self.figures.waits[live.record.model].observe(time.monotonic() - live.asked_at)
                 self._write(live, self._mark_running(live))
             case Progress():
+                if event.preview is not None and not live.previewed:
+                    live.previewed = True
+                    self.figures.first_previews[live.record.model].observe(time.monotonic() - live.asked_at)
                 live.publish(
                     step=event.step,
                     preview=event.preview or live.view.preview,
@@ -351,7 +363,9 @@ class GenerationService:
             changes["image_url"] = f"/images/{live.record.id}.png"
         elif changes["state"] == "done":
             changes["notices"] = (*live.view.notices, _NOT_KEPT)
-        self.finished_total[changes["state"]] += 1
+        self.figures.ended[live.record.model, changes["state"]] += 1
+        if changes["state"] == "done":
+            self.figures.wholes[live.record.model].observe(time.monotonic() - live.asked_at)
         live.publish(**changes)
         self._forget([live])
         if not kept:
@@ -645,6 +659,11 @@ class GenerationService:
     def unfinished(self) -> int:
         """How many wait or run."""
         return len(self._live)
+
+    @property
+    def unfinished_by_model(self) -> Counter[tuple[str, str]]:
+        """How many wait or run, by model and state."""
+        return Counter((live.record.model, live.view.state) for live in self._live.values())
 
     @property
     def watchers(self) -> int:

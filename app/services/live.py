@@ -8,6 +8,7 @@ there to be seen.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -61,6 +62,8 @@ class LiveGeneration:
         self.share_key = share_key
         self.lease = lease
         self.timer: asyncio.TimerHandle | None = None
+        self.asked_at = time.monotonic()
+        self.previewed = False
         self.ending = False
         self.abort_message: str | None = None
         self.writes: asyncio.Task[None] | None = None

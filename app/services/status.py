@@ -45,11 +45,16 @@ class StatusService:
 
     def models(self) -> list[ModelView]:
         """All models with their state, in the order of the catalogue."""
-        states = {status.id: status for status in self._backend.status().models}
+        backend = self._backend.status()
+        states = {status.id: status for status in backend.models}
         return [
-            self._model(entry, states.get(entry.id) or ModelStatus(entry.id, "waiting"))
+            self._model(entry, states.get(entry.id) or ModelStatus(entry.id, "waiting"), backend.on_demand)
             for entry in self._catalog.entries
         ]
+
+    def model(self, model_id: str) -> ModelView:
+        """The model of that full id."""
+        return next(model for model in self.models() if model.id == model_id)
 
     def health(self) -> HealthView:
         """Everything about the process in one snapshot."""
@@ -61,6 +66,7 @@ class StatusService:
             status=self._status(backend, models, live),
             reasons=tuple(self._reasons(backend, models)),
             device=backend.device,
+            memory_bytes=dict(backend.memory_bytes),
             models=models,
             waiting=backend.waiting,
             running=backend.running,
@@ -81,19 +87,23 @@ class StatusService:
         return backend.alive and backend.busy_seconds <= HUNG_SECONDS
 
     def _ready(self, backend: BackendStatus, models: tuple[ModelView, ...]) -> bool:
-        """The default model serves or, if that failed, loading has ended and one model serves."""
+        """The default model serves or, once the first loading has ended, any model does.
+
+        A model that is loaded on demand serves as well: requests wait for it.
+        """
         if not self._storage_works or self._generations.stopping:
             return False
         default = next((model for model in models if model.default), None)
         if default is not None and default.state == "ready":
             return True
-        return backend.loading_ended and any(model.state == "ready" for model in models)
+        return backend.loading_ended and any(model.serves for model in models)
 
     def _status(self, backend: BackendStatus, models: tuple[ModelView, ...], live: bool) -> HealthStatus:
         if not live or self._generations.stopping or self._storage_problem is not None:
             return "unhealthy"
         if not self._ready(backend, models):
-            return "unhealthy" if backend.loading_ended and self._storage_seen else "starting"
+            loading = any(model.state in ("waiting", "loading") for model in models)
+            return "starting" if loading or not self._storage_seen else "unhealthy"
         return "degraded" if any(model.state == "failed" for model in models) else "healthy"
 
     def _reasons(self, backend: BackendStatus, models: tuple[ModelView, ...]) -> list[str]:
@@ -114,9 +124,11 @@ class StatusService:
             elif model.state in ("waiting", "loading"):
                 stage = f" ({model.stage})" if model.stage else ""
                 reasons.append(f"{model.name} is loading: {model.progress:.0%}{stage}.")
+        if not backend.on_demand and all(model.state in ("unloading", "unloaded") for model in models):
+            reasons.append("No model is loaded.")
         return reasons
 
-    def _model(self, entry: CatalogEntry, status: ModelStatus) -> ModelView:
+    def _model(self, entry: CatalogEntry, status: ModelStatus, on_demand: bool) -> ModelView:
         return ModelView(
             id=entry.id,
             name=self._catalog.public_name(entry),
@@ -138,6 +150,8 @@ class StatusService:
             batch_size=status.batch_size,
             step_seconds=status.step_seconds,
             memory_bytes=status.memory_bytes,
+            shared_bytes=status.shared_bytes,
+            serves=status.state == "ready" or (on_demand and status.state != "failed"),
             revision=status.revision,
             precision_psnr=status.precision_psnr,
         )

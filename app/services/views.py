@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -138,7 +139,7 @@ class ModelView:
         examples: Prompts that it does well.
         defaults: What a request gets for the fields that it leaves out.
         limits: What it can do.
-        state: waiting, loading, ready or failed.
+        state: waiting, loading, ready, unloading, unloaded or failed.
         progress: 0 … 1 while loading.
         stage: What it does now, in words.
         error: Why it failed, in words.
@@ -146,7 +147,9 @@ class ModelView:
         device: Device in use once ready.
         batch_size: Rows of one batch.
         step_seconds: Time of one guided step alone.
-        memory_bytes: Weights held.
+        memory_bytes: Weights held, alone and shared.
+        shared_bytes: Those of them that other models hold as well.
+        serves: Whether it can be asked now: it is ready, or is loaded when somebody asks.
         revision: Revision of the weights.
         precision_psnr: dB against float32; None in float32.
     """
@@ -171,8 +174,15 @@ class ModelView:
     batch_size: int
     step_seconds: float
     memory_bytes: int
+    shared_bytes: int
+    serves: bool
     revision: str
     precision_psnr: float | None
+
+    @property
+    def alone_bytes(self) -> int:
+        """Weights that no other model holds: what unloading it gives back."""
+        return self.memory_bytes - self.shared_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +192,8 @@ class HealthView:
     Attributes:
         status: starting, healthy, degraded or unhealthy.
         reasons: Why it is not healthy, sentences for people.
-        device: The device as a string.
+        device: The device as a string; several are separated by commas.
+        memory_bytes: Weights held, by device; those that several models hold are counted once.
         models: In the order of the catalogue.
         waiting: Requests that wait.
         running: Requests in the running set.
@@ -197,6 +208,7 @@ class HealthView:
     status: HealthStatus
     reasons: tuple[str, ...]
     device: str
+    memory_bytes: Mapping[str, int]
     models: tuple[ModelView, ...]
     waiting: int
     running: int

@@ -56,7 +56,7 @@ class VoteService:
         self._votes = votes
         self._storage = storage
         self._generations = generations
-        self.cast_total = 0
+        self.cast_total: dict[VoteKind, int] = {"thumb": 0, "rating": 0, "choice": 0}
 
     async def cast(self, ballot: Ballot, voter: str, *, idempotency_key: str | None = None) -> VoteRecord:
         """Store the vote, or change the voter's earlier one on the same pictures; committed when it returns.
@@ -69,7 +69,7 @@ class VoteService:
         _check(ballot)
         _check_key(idempotency_key)
         record = await self._storage.run(self._cast, ballot, voter, idempotency_key)
-        self.cast_total += 1
+        self.cast_total[ballot.kind] += 1
         return record
 
     async def withdraw(self, kind: VoteKind, shown: Iterable[str], voter: str) -> bool:

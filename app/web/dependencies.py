@@ -22,6 +22,7 @@ from starlette.requests import Request
 from app.catalog.entry import Catalog
 from app.services.clients import COOKIE_NAME, Client, ClientCookies
 from app.services.generations import GenerationService
+from app.services.models import ModelService
 from app.services.status import StatusService
 from app.services.votes import VoteService
 
@@ -35,6 +36,7 @@ class Services:
         generations: Create, watch, cancel.
         votes: Vote, withdraw.
         status: Health, models.
+        models: Load and unload models.
         cookies: The voter's cookie.
         ping_seconds: Pause between comments that keep an idle stream open.
         send_timeout_seconds: A stream ends when a reader takes nothing for so long.
@@ -45,6 +47,7 @@ class Services:
     generations: GenerationService
     votes: VoteService
     status: StatusService
+    models: ModelService
     cookies: ClientCookies
     ping_seconds: float = 15.0
     send_timeout_seconds: float = 10.0

@@ -1,17 +1,26 @@
-"""`/models`: what can be generated with."""
+"""`/models`: what can be generated with; what is in memory can be changed by who may."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.engine import noise_schedulers
+from app.errors import Forbidden
+from app.services.views import ModelView
 from app.web import pages
-from app.web.dependencies import services_of, wants_html
-from app.web.schemas import model_json
+from app.web.dependencies import is_admin, services_of, wants_html
+from app.web.schemas import ProblemAnswer, model_json
 
 router = APIRouter(tags=["status"])
+_CHANGE: dict[str, Any] = {
+    "status_code": 202,
+    "response_class": JSONResponse,
+    "responses": {status: {"model": ProblemAnswer} for status in (403, 404)},
+}
 
 
 @router.get("/models", response_class=JSONResponse)
@@ -30,3 +39,35 @@ async def models(request: Request) -> Response:
         ],
     }
     return JSONResponse(body, headers={"Cache-Control": "no-store", "Vary": "Accept"})
+
+
+@router.post("/models/{set_name}/{name}/load", **_CHANGE)
+async def load(request: Request, set_name: str, name: str) -> Response:
+    """Load a model; takes this machine itself or the admin token. Its state tells how far that is."""
+    _check_admin(request)
+    return await _changed(request, services_of(request).models.load(f"{set_name}/{name}"))
+
+
+@router.post("/models/{set_name}/{name}/unload", **_CHANGE)
+async def unload(request: Request, set_name: str, name: str) -> Response:
+    """Unload a model once its pictures are finished; takes this machine itself or the admin token."""
+    _check_admin(request)
+    return await _changed(request, services_of(request).models.unload(f"{set_name}/{name}"))
+
+
+@router.post("/models/{set_name}/{name}/reload", **_CHANGE)
+async def reload(request: Request, set_name: str, name: str) -> Response:
+    """Read a model's weights anew; takes this machine itself or the admin token."""
+    _check_admin(request)
+    return await _changed(request, services_of(request).models.reload(f"{set_name}/{name}"))
+
+
+def _check_admin(request: Request) -> None:
+    if not is_admin(request):
+        raise Forbidden("loading and unloading models takes the machine itself, or the admin token")
+
+
+async def _changed(request: Request, model: ModelView) -> Response:
+    if wants_html(request):
+        return await pages.models_changed(request)
+    return JSONResponse(model_json(model), status_code=202, headers={"Cache-Control": "no-store"})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
+from app.backends.base import ModelState
 from app.engine import noise_schedulers
 from app.errors import DarkroomError
 from app.services.params import MAX_GUIDANCE_SCALE, MAX_PICTURES, MAX_STEPS
@@ -15,6 +16,7 @@ from app.web.page_contexts import (
     Again,
     Choice,
     FormView,
+    ModelAction,
     ModelCard,
     PictureCard,
     RecentPrint,
@@ -29,16 +31,45 @@ _SHOWN_FIELDS = frozenset(
 )
 _BASIC_FIELDS = frozenset({"prompt", "model"})
 _LONG_PROMPT = 120
+_STATE_WORDS = {
+    "waiting": "waiting for its turn",
+    "loading": "loading",
+    "ready": "ready",
+    "unloading": "finishing its last pictures",
+    "unloaded": "not loaded",
+    "failed": "could not be loaded",
+}
+_ON_DEMAND = "loaded when it is asked for"
+_LOAD = ModelAction(verb="load", label="Load")
+_UNLOAD = ModelAction(verb="unload", label="Unload")
+_RELOAD = ModelAction(verb="reload", label="Reload")
+_ACTIONS: dict[ModelState, tuple[ModelAction, ...]] = {
+    "waiting": (_UNLOAD,),
+    "loading": (_UNLOAD,),
+    "ready": (_UNLOAD, _RELOAD),
+    "unloading": (_LOAD,),
+    "unloaded": (_LOAD,),
+    "failed": (
+        ModelAction(verb="reload", label="Try again"),
+        ModelAction(verb="unload", label="Leave it out"),
+    ),
+}
 _HINTS = {
     "too_many_requests": "Wait a moment, or cancel one of yours.",
-    "model_not_ready": "Your words are kept; send them again when it is ready.",
+    "model_not_ready": "Your words are kept: choose another model, or send them again when it is ready.",
     "storage_unavailable": "Nothing was started. Try again in a moment.",
     "shutting_down": "Try again in a moment.",
 }
 
 
-def model_card(model: ModelView, *, selected: bool = False) -> ModelCard:
-    """A model as the form and the Models page show it."""
+def model_card(model: ModelView, *, selected: bool = False, may_change: bool = False) -> ModelCard:
+    """A model as the form and the Models page show it.
+
+    Args:
+        model: The model.
+        selected: Whether it is the present choice of the form.
+        may_change: Whether the visitor may load and unload it.
+    """
     return ModelCard(
         name=model.name,
         id=model.id,
@@ -50,6 +81,8 @@ def model_card(model: ModelView, *, selected: bool = False) -> ModelCard:
         default=model.default,
         selected=selected,
         state=model.state,
+        serves=model.serves,
+        state_words=_ON_DEMAND if model.state == "unloaded" and model.serves else _STATE_WORDS[model.state],
         percent=round(100 * model.progress),
         stage=model.stage,
         error=model.error or "",
@@ -57,7 +90,26 @@ def model_card(model: ModelView, *, selected: bool = False) -> ModelCard:
         steps=model.defaults.steps,
         device=f"{model.device}, {model.dtype}" if model.device and model.dtype else model.device,
         pace=f"{duration(model.step_seconds * model.defaults.steps)} a picture" if model.step_seconds else "",
+        memory=_memory(model),
+        actions=_ACTIONS[model.state] if may_change else (),
     )
+
+
+def _memory(model: ModelView) -> str:
+    """'3.4 GB', '3.4 GB, 1.7 GB of it together with other models'."""
+    if not model.memory_bytes:
+        return ""
+    if not model.shared_bytes:
+        return memory_size(model.memory_bytes)
+    shared = memory_size(model.shared_bytes)
+    if not model.alone_bytes:
+        return f"{shared}, all of it together with other models"
+    return f"{memory_size(model.memory_bytes)}: {memory_size(model.alone_bytes)} alone, {shared} shared"
+
+
+def models_poll(models: Sequence[ModelView]) -> int:
+    """Seconds after which the list of models is worth another look; 0 for never."""
+    return 1 if any(model.state in ("waiting", "loading", "unloading") for model in models) else 0
 
 
 def form_view(
@@ -273,6 +325,14 @@ def file_size(size: int | None) -> str:
     if size < 999_500:
         return f"{max(1, round(size / 1000))} kB"
     return f"{size / 1e6:.1f} MB"
+
+
+def memory_size(size: int) -> str:
+    """'850 kB', '62 MB', '3.4 GB'."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= 0.9995 * unit:
+            return f"{size / unit:.1f} {name}" if size < 99.5 * unit else f"{size / unit:.0f} {name}"
+    return f"{max(1, round(size / 1000))} kB"
 
 
 def _chosen(models: Sequence[ModelView], name: str) -> ModelView:

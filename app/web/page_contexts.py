@@ -28,6 +28,14 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelAction:
+    """Something that may be done with a model: a button of the Models page."""
+
+    verb: str = shown("Last part of the address that does it: load, unload or reload.")
+    label: str = shown("What people read on the button.")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """A model: an option of the form, a line of the status panel, a card of the Models page."""
 
@@ -40,7 +48,11 @@ class ModelCard:
     demonstration: bool = shown("Shows how things work rather than what models can do.")
     default: bool = shown("Whether the catalogue takes it when none is named.")
     selected: bool = shown("Whether it is the present choice of the form.")
-    state: Literal["waiting", "loading", "ready", "failed"] = shown("What it does right now.")
+    state: Literal["waiting", "loading", "ready", "unloading", "unloaded", "failed"] = shown(
+        "What it does right now."
+    )
+    serves: bool = shown("Whether it can be asked now: it is ready, or is loaded when somebody asks.")
+    state_words: str = shown("The same in words for people.")
     percent: int = shown("0 to 100 while it loads.")
     stage: str = shown("What loading does now, in words; may be empty.")
     error: str = shown("Why it failed, in words; empty otherwise.")
@@ -48,6 +60,8 @@ class ModelCard:
     steps: int = shown("Its default number of steps.")
     device: str = shown("Where it runs and in which precision; empty until ready.")
     pace: str = shown("How long one picture takes alone, in words; empty until measured.")
+    memory: str = shown("Memory that its weights hold, in words; empty unless it is loaded.")
+    actions: tuple[ModelAction, ...] = shown("What the visitor may do with it; empty for most visitors.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +187,7 @@ class ModelsPage:
     title: str = shown("Title of the document.")
     section: Literal["models"] = shown("Which entry of the navigation is current.")
     models: tuple[ModelCard, ...] = shown("All models, in the order of the catalogue.")
+    poll: int = shown("Seconds after which the list asks again; 0 for never.")
     status: StatusPanel = shown("How the service is.")
     refresh: int = shown("Seconds after which a browser without scripts asks again; 0 for never.")
 
@@ -219,6 +234,23 @@ class PictureFragment:
     """One picture alone, as the answer to a vote or a cancel."""
 
     picture: PictureCard = shown("The picture as it is now.")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsFragment:
+    """The list of models alone."""
+
+    models: tuple[ModelCard, ...] = shown("All models, in the order of the catalogue.")
+    poll: int = shown("Seconds after which the list asks again; 0 for never.")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsChangedFragment:
+    """The list and the status panel, as the answer to a button of the list."""
+
+    models: tuple[ModelCard, ...] = shown("All models, in the order of the catalogue.")
+    poll: int = shown("Seconds after which the list asks again; 0 for never.")
+    status: StatusPanel = shown("How the service is.")
 
 
 @dataclass(frozen=True, slots=True)

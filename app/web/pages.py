@@ -25,11 +25,12 @@ from app.errors import DarkroomError, InvalidRequest, NotFound
 from app.resources import static_dir, templates_dir
 from app.services.views import BatchView, GenerationView
 from app.services.votes import Ballot
-from app.web.dependencies import client_of, services_of
+from app.web.dependencies import client_of, is_admin, services_of
 from app.web.page_builders import (
     form_view,
     hint_for,
     model_card,
+    models_poll,
     picture_card,
     recent_prints,
     sentence,
@@ -39,6 +40,9 @@ from app.web.page_builders import (
 from app.web.page_contexts import (
     CreatedFragment,
     FormFragment,
+    ModelCard,
+    ModelsChangedFragment,
+    ModelsFragment,
     ModelsPage,
     OfflineFragment,
     PictureFragment,
@@ -99,6 +103,8 @@ def environment() -> Environment:
 Context = (
     StudioPage
     | ModelsPage
+    | ModelsFragment
+    | ModelsChangedFragment
     | ProblemPage
     | CreatedFragment
     | StreamFragment
@@ -111,6 +117,8 @@ Context = (
 TEMPLATES: dict[type[Any], str] = {
     StudioPage: "studio.html",
     ModelsPage: "models.html",
+    ModelsFragment: "partials/models.html",
+    ModelsChangedFragment: "partials/models_answer.html",
     ProblemPage: "problem.html",
     CreatedFragment: "partials/created.html",
     StreamFragment: "partials/stream.html",
@@ -155,17 +163,40 @@ async def home(request: Request) -> Response:
 
 async def models_page(request: Request) -> Response:
     """What there is to generate with."""
-    services = services_of(request)
-    panel = status_panel(services.status.health())
+    panel = status_panel(services_of(request).status.health())
+    cards, poll = _model_list(request)
     return _html(
         ModelsPage(
             title="Models · Darkroom",
             section="models",
-            models=tuple(model_card(model) for model in services.status.models()),
+            models=cards,
+            poll=poll,
             status=panel,
-            refresh=_REFRESH_SECONDS if panel.poll else 0,
+            refresh=_REFRESH_SECONDS if panel.poll or poll else 0,
         )
     )
+
+
+def _model_list(request: Request) -> tuple[tuple[ModelCard, ...], int]:
+    """The models with what this visitor may do with them, and when to look again."""
+    models, may_change = services_of(request).status.models(), is_admin(request)
+    return tuple(model_card(model, may_change=may_change) for model in models), models_poll(models)
+
+
+@router.get("/models/list")
+async def models_list(request: Request) -> Response:
+    """The list of models; it stops asking when nothing changes any more."""
+    cards, poll = _model_list(request)
+    return _html(ModelsFragment(models=cards, poll=poll))
+
+
+async def models_changed(request: Request) -> Response:
+    """The answer to a button of the list."""
+    if not _is_htmx(request):
+        return RedirectResponse("/models", 303)
+    cards, poll = _model_list(request)
+    panel = status_panel(services_of(request).status.health())
+    return _html(ModelsChangedFragment(models=cards, poll=poll, status=panel), 202)
 
 
 async def _studio(

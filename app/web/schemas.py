@@ -180,6 +180,8 @@ def model_json(model: ModelView) -> dict[str, Any]:
         "batch_size": model.batch_size,
         "step_seconds": round(model.step_seconds, 4),
         "memory_bytes": model.memory_bytes,
+        "alone_bytes": model.alone_bytes,
+        "shared_bytes": model.shared_bytes,
         "revision": model.revision,
         "precision_psnr": model.precision_psnr,
         "examples": list(model.examples),
@@ -205,18 +207,12 @@ def model_json(model: ModelView) -> dict[str, Any]:
 
 def health_json(health: HealthView) -> dict[str, Any]:
     """The answer of `/health`."""
-    on_device = [model for model in health.models if model.state == "ready"]
     return {
         "status": health.status,
         "device": health.device,
         "models_loaded": list(health.models_loaded),
         "reasons": list(health.reasons),
-        "devices": {
-            health.device: {
-                "models": [model.name for model in on_device],
-                "memory_bytes": sum(model.memory_bytes for model in on_device),
-            }
-        },
+        "devices": {device: _device_health(health, device) for device in health.device.split(",")},
         "models": {model.name: _model_health(model) for model in health.models},
         "queue": {"waiting": health.waiting, "running": health.running, "limit": health.queue_limit},
         "storage": "ok" if health.storage else "unavailable",
@@ -226,7 +222,19 @@ def health_json(health: HealthView) -> dict[str, Any]:
     }
 
 
+def _device_health(health: HealthView, device: str) -> dict[str, Any]:
+    # Before the engine is there, no model tells its device.
+    here = [model for model in health.models if model.state == "ready" and model.device == device]
+    return {
+        "models": [model.name for model in here],
+        "memory_bytes": health.memory_bytes.get(device, 0),
+    }
+
+
 def _model_health(model: ModelView) -> dict[str, Any]:
     keys = ("id", "state", "progress", "stage", "error", "device", "dtype", "batch_size", "step_seconds")
     shown = model_json(model)
-    return {key: shown[key] for key in (*keys, "memory_bytes", "revision", "precision_psnr")}
+    return {
+        key: shown[key]
+        for key in (*keys, "memory_bytes", "alone_bytes", "shared_bytes", "revision", "precision_psnr")
+    }
