@@ -14,8 +14,8 @@ from tests.fakes import FakeBackend, make_catalog
 from tests.servers import serving
 
 COSTLY = [("GET", "/generate?prompt=a"), ("POST", "/generate"), ("POST", "/generations"), ("POST", "/votes"),
-          ("DELETE", "/votes"), ("DELETE", "/generations/x"), ("GET", "/generations/x/events"), ("POST", "/v1/images/generations"),
-          ("POST", "/models/builtin/base/unload")]  # fmt: skip
+          ("DELETE", "/votes"), ("DELETE", "/generations/x"), ("GET", "/generations/x/events"),
+          ("POST", "/v1/images/generations"), ("POST", "/models/builtin/base/unload")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
