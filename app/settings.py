@@ -94,9 +94,6 @@ class Settings(BaseSettings):
         le=3600,
         description="Time open streams have to end when the process is told to stop.",
     )
-    safety_checker: bool = Field(
-        False, description="Whether pictures pass the safety checker of models that bring one."
-    )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
         "info", description="What to log: critical, error, warning, info or debug."
     )
