@@ -3,7 +3,8 @@
     python -m tests.browser.screenshots docs/screenshots
 
 Starts Darkroom with the shipped model, visits it with a desktop's and a phone's window, and saves four states
-each: empty, developing, done (and liked), failed (the server is stopped in the middle of a picture).
+each: empty, developing (four pictures on the desktop), done (and liked), failed (the server is stopped in the
+middle of a picture).
 """
 
 from __future__ import annotations
@@ -84,9 +85,11 @@ def take(page: Page, address: str, target: Path, name: str) -> None:
     page.goto(address)
     page.wait_for_timeout(500)
     save(page, target / f"empty-{name}.png")
-    ask(page, f"{address}/?seed={SEED}")
+    ask(page, f"{address}/?seed={SEED}&n={4 if name == 'desktop' else 1}")
     wait(page, "document.querySelector('.picture progress')?.value >= 50")
     save(page, target / f"developing-{name}.png")
+    wait(page, "!document.querySelector('.picture:not([data-state=done])')")
+    ask(page, f"{address}/?seed={SEED}&n=1")
     wait(page, "document.querySelector('.picture')?.dataset.state === 'done'")
     page.click("label.thumb:has-text('Yes')")
     page.wait_for_selector("text=You like this one")
