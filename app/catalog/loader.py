@@ -27,6 +27,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.A
 _REVISION = re.compile(r"([A-Za-z0-9][\w.-]{0,99})?", re.ASCII)
 _PATHS = "'/', './' or '../'"
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
+_Place = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000, pattern=r"^[^\x00-\x1f]*$")]
 _Side = Annotated[int, Field(ge=8, le=8192)]
 
 
@@ -57,7 +58,7 @@ class _ModelTable(_Table):
     label: _Text
     best_for: _Text
     description: _Text
-    source: _Text
+    source: _Place = Field(min_length=1)
     revision: str = ""
     family: FamilyName
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -68,7 +69,7 @@ class _ModelTable(_Table):
     examples: list[_Text] = Field([], max_length=24)
     allow_pickle: bool = False
     variant: Literal["", "fp16"] = ""
-    config: str = Field("", max_length=2000)
+    config: _Place = ""
     attention_slicing: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
