@@ -122,7 +122,10 @@ class CatalogEntry:
     @property
     def from_hub(self) -> bool:
         """Whether the source is the id of a repository on the hub."""
-        return self.folder is None and self.file is None and not Path(self.source).is_absolute()
+        here = self.folder is not None or self.file is not None or Path(self.source).is_absolute()
+        return not here and not self.source.startswith(
+            "builtin/"
+        )  # a missing one is not looked for elsewhere
 
     @property
     def config_folder(self) -> Path | None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -46,7 +46,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # they are ex
 )
 
 from app.catalog.entry import WEIGHTS_SUFFIX, CatalogEntry
-from app.engine.weight_files import INDEX, MissingFile, check_pipeline, is_whole, select_files
+from app.engine.weight_files import INDEX, MissingFile, check_pipeline, is_whole, select_files, told
 from app.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ Report = Callable[[float, str], None]
 _CHUNK = 1 << 20
 _SPARE_BYTES = 100_000_000
 _REPORT_SECONDS = 0.25
+_PATIENCE_SECONDS = 5.0
+"""What an answer of the hub is waited for where the cache would do."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -173,7 +175,8 @@ def fetch(entry: CatalogEntry, report: Report, access: HubAccess) -> Path:
         planned = plan(entry, access)
     else:
         try:
-            planned = plan(entry, dataclasses.replace(access, retry_seconds=()))
+            impatient = min(access.timeout, _PATIENCE_SECONDS)
+            planned = plan(entry, dataclasses.replace(access, retry_seconds=(), timeout=impatient))
         except ModelLoadError as error:
             logger.warning("%s It is loaded from the cache.", error.message)
             return snapshot
@@ -226,7 +229,7 @@ def _local(entry: CatalogEntry) -> Path:
     check_pipeline(folder / INDEX, entry)
     for name in names:
         if not is_whole(folder / name):
-            raise ModelLoadError(f"{entry.id}: {name} is corrupt.")
+            raise ModelLoadError(f"{entry.id}: {told(name)} is corrupt.")
     return folder
 
 
@@ -410,8 +413,9 @@ class _Download:
         blob.parent.mkdir(parents=True, exist_ok=True)
         lock = self._access.cache / ".locks" / self._repository.name / f"{file.digest}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):  # the hub's own library takes the same one
+        with self._locked(lock):
             if blob.is_file():
+                self._arrived += file.size
                 return
             _retrying(
                 self._access, lambda: self._continue(file, partial), lambda: _size(partial), self._pause
@@ -421,9 +425,24 @@ class _Download:
             if _digest(partial, len(file.digest)) != file.digest or not _arrived_whole(partial, file.name):
                 partial.unlink()
                 raise ModelLoadError(
-                    f"{self._entry.id}: {file.name} arrived corrupt and was deleted; try again."
+                    f"{self._entry.id}: {told(file.name)} arrived corrupt and was deleted; try again."
                 )
             partial.replace(blob)
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        """One process fetches a file; the hub's own library takes the same lock."""
+        lock = FileLock(path)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=1.0)
+            except Timeout:
+                fraction = self._arrived / max(1, self._total)
+                self._report(fraction, "waiting for another process that fetches the same file")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _continue(self, file: PlannedFile, partial: Path) -> None:
         """Bring the rest of a file; an interruption leaves what has arrived."""
@@ -596,6 +615,7 @@ def _words(source: str, revision: str, error: Exception) -> str:
             return f"{source} cannot be the id of a repository on the hub."
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return "the disk of the hub's cache is full; what has arrived is kept for the next try."
+    logger.error("the hub's cache cannot be used", exc_info=error)
     return "the hub's cache cannot be read or written; the server's log says why."
 
 

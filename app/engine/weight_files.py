@@ -32,7 +32,16 @@ _LONGEST_HEADER = 100_000_000
 
 
 class MissingFile(Exception):
-    """A file that is needed is not there; the text is its name within the checkpoint."""
+    """A file that is needed is not there; the text is its name as people are told."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(told(name))
+
+
+def told(name: str) -> str:
+    """A file's name as people are told, without a path: 'config.json of the vae'."""
+    part, _, file = name.rpartition("/")
+    return f"{file} of the {part.replace('_', ' ')}" if part else file
 
 
 def select_files(names: Collection[str], entry: CatalogEntry) -> tuple[str, ...]:
@@ -76,16 +85,19 @@ def check_pipeline(index: Path, entry: CatalogEntry) -> None:
 
 
 def is_whole(file: Path, suffix: str = "") -> bool:
-    """Whether a weight file's header fits its size; other files only have to have some content.
+    """Whether a weight file's header fits its size, a JSON file is JSON, and any other has some content.
 
     Args:
         file: Must exist.
         suffix: What kind of file it is, if its name does not say so.
     """
     size = file.stat().st_size
-    if (suffix or file.suffix) != WEIGHTS_SUFFIX:
+    kind = suffix or file.suffix
+    if kind not in (WEIGHTS_SUFFIX, ".json"):
         return size > 0
     try:
+        if kind == ".json":
+            return json.loads(file.read_bytes()) is not None
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(size, _LONGEST_HEADER):
