@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import get_args
 
@@ -121,6 +122,14 @@ def test_a_single_file_is_meant_from_the_catalogue_that_names_it(tmp_path: Path)
         assert entry.config_folder is not None
         assert entry.config_folder.as_posix().endswith(folder)
         assert entry.config_folder.is_dir()
+
+
+def test_the_example_of_the_documentation_can_be_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "catalogues.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)
+    example = next(block for block in blocks if "[models." in block)
+    entry = load_catalog([write(tmp_path, textwrap.dedent(example))]).default
+    assert (entry.id, entry.config) == ("mine/portrait", "sd1")
 
 
 def test_options_of_a_model_are_read(tmp_path: Path) -> None:

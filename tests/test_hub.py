@@ -463,6 +463,22 @@ def test_code_in_a_bin_file_is_never_run(
     assert not (tmp_path / "trapped").exists()
 
 
+def test_options_that_save_memory_change_no_picture(access: HubAccess, checkpoints: tuple[Hub, Path]) -> None:
+    plain = entry_for(str(checkpoints[1] / "base"))
+    options = {"attention_slicing": True, "vae_slicing": True, "vae_tiling": True}
+    sparing = dataclasses.replace(plain, **options)  # type: ignore[arg-type]
+    families = [
+        load_family(entry, torch.device("cpu"), torch.float32, access=access) for entry in (plain, sparing)
+    ]
+    assert families[1]._vae.use_slicing
+    assert families[1]._vae.use_tiling
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    embeds = families[0].encode_prompt("a red cat").embeds.expand(2, -1, -1)
+    predicted = [family.predict_noise(latents, torch.tensor([9.0, 500.0]), embeds) for family in families]
+    assert torch.allclose(*predicted, atol=1e-5)
+    assert torch.allclose(*(family.decode(latents) for family in families), atol=1e-5)
+
+
 # The token.
 
 

@@ -65,7 +65,17 @@ def load_family(
             reason += " It was deleted; try again to fetch it again."
         raise ModelLoadError(f"{entry.id}: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
+    _save_memory(pipeline, entry)
     return StableDiffusion(pipeline.to(device))
+
+
+def _save_memory(pipeline: Any, entry: CatalogEntry) -> None:
+    if entry.attention_slicing:
+        pipeline.enable_attention_slicing()
+    if entry.vae_slicing:
+        pipeline.vae.enable_slicing()
+    if entry.vae_tiling:
+        pipeline.vae.enable_tiling()
 
 
 def _read(entry: CatalogEntry, source: Path, dtype: torch.dtype) -> Any:
