@@ -29,6 +29,7 @@ from tests.tiny import make_pipeline
 LARGE = (".safetensors", ".bin", ".ckpt", ".msgpack", ".onnx")
 TOKEN = "hf_aTokenThatMustNotBeSeenAnywhere0"
 _CHUNK = 4096
+_VAE_BLOCKS = 6
 
 
 @dataclass
@@ -126,16 +127,18 @@ DDPO = ("aesthetic", "alignment", "compressibility", "incompressibility")
 def offer_catalogues(hub: Hub, folder: Path) -> None:
     """The sets `ddpo` and `turbo` at tiny size under their real names: four UNets share all other parts.
 
+    Pictures have the real size; latents are small, one for 32×32 pixels, so that a step takes milliseconds.
+
     Every repository also holds what a real one does and nobody needs: a safety checker, other formats.
     """
-    base = make_pipeline(folder / "base")
+    base = make_pipeline(folder / "base", vae_blocks=_VAE_BLOCKS)
     for seed, name in enumerate(DDPO):
         copy = folder / name
         shutil.copytree(base, copy)
         _other_unet(copy, seed)
         _add_superfluous(copy)
         hub.add(f"kvablack/ddpo-{name}", copy)
-    turbo = make_pipeline(folder / "turbo", seed=7)
+    turbo = make_pipeline(folder / "turbo", seed=7, vae_blocks=_VAE_BLOCKS)
     for weights in list(turbo.rglob("*.safetensors")):
         halves = {name: tensor.half() for name, tensor in load_file(weights).items()}
         save_file(halves, weights.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})

@@ -26,6 +26,7 @@ from app.engine.hub import HubAccess, discard_corrupt, fetch, hub_access, plan, 
 from app.engine.loading import load_family, revision_of
 from app.errors import ModelLoadError
 from tests.hub_standin import DDPO, TOKEN, Hub, digest, hub_standin, make_pickled, offer_catalogues
+from tests.tiny import make_pipeline
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -463,8 +464,8 @@ def test_code_in_a_bin_file_is_never_run(
     assert not (tmp_path / "trapped").exists()
 
 
-def test_options_that_save_memory_change_no_picture(access: HubAccess, checkpoints: tuple[Hub, Path]) -> None:
-    plain = entry_for(str(checkpoints[1] / "base"))
+def test_options_that_save_memory_change_no_picture(access: HubAccess, tmp_path: Path) -> None:
+    plain = entry_for(str(make_pipeline(tmp_path / "plain")))
     options = {"attention_slicing": True, "vae_slicing": True, "vae_tiling": True}
     sparing = dataclasses.replace(plain, **options)  # type: ignore[arg-type]
     families = [

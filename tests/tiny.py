@@ -45,10 +45,18 @@ def make_tokenizer(folder: Path, max_length: int = 16) -> CLIPTokenizer:
     )
 
 
-def make_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0, **scheduler: Any) -> Path:
+def make_pipeline(
+    folder: Path,
+    *,
+    prediction_type: str = "epsilon",
+    seed: int = 0,
+    vae_blocks: int = 2,
+    **scheduler: Any,
+) -> Path:
     """Write a tiny Stable Diffusion checkpoint into `folder` and return it.
 
-    Latents are 8×8 with 4 channels for a 16 px picture (factor 2); the size of one forward row is trivial.
+    Latents are 8×8 with 4 channels for a 16 px picture (factor 2, twice that with each further block of the
+    VAE); the size of one forward row is trivial.
     """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(folder / "tokenizer")
@@ -79,9 +87,9 @@ def make_pipeline(folder: Path, *, prediction_type: str = "epsilon", seed: int =
         norm_num_groups=4,
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8,) * vae_blocks,
+        down_block_types=("DownEncoderBlock2D",) * vae_blocks,
+        up_block_types=("UpDecoderBlock2D",) * vae_blocks,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,

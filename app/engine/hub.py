@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -347,8 +347,14 @@ class _Download:
         self._write_ref()
         return self._snapshot
 
-    def _fetch_all(self, missing: Iterable[PlannedFile]) -> None:
-        missing = [file for file in missing if not self._link_equal(file)]
+    def _fetch_all(self, missing: list[PlannedFile]) -> None:
+        linked = [file for file in missing if self._link_equal(file)]
+        if linked:
+            size = _amount(sum(file.size for file in linked))
+            logger.info("%s: %s are here already, from other repositories", self._entry.id, size)
+        missing = [file for file in missing if file not in linked]
+        if not missing:
+            return
         self._total = sum(file.size for file in missing)
         self._arrived = sum(min(_size(self._partial(file)), file.size) for file in missing)
         logger.info(
@@ -362,8 +368,7 @@ class _Download:
             self._point(file)
             if file.name == INDEX:
                 check_pipeline(self._snapshot / INDEX, self._entry)
-        if missing:
-            logger.info("%s: fetched", self._entry.id)
+        logger.info("%s: fetched", self._entry.id)
 
     def _check_space(self) -> None:
         self._access.cache.mkdir(parents=True, exist_ok=True)
@@ -400,11 +405,12 @@ class _Download:
     def _link_equal(self, file: PlannedFile) -> bool:
         """Use an equal file of another repository; its content is checked, not only its name."""
         for other in self._access.cache.glob(f"models--*/blobs/{file.digest}"):
+            if other == self._blob(file):
+                continue  # it would have been used
             if _size(other) == file.size and _digest(other, len(file.digest)) == file.digest:
                 self._blob(file).parent.mkdir(parents=True, exist_ok=True)
                 _link(other.resolve(), self._blob(file))
                 self._point(file)
-                logger.info("%s: %s is here already, from another repository", self._entry.id, file.name)
                 return True
         return False
 
