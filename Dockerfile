@@ -21,7 +21,8 @@ ENV PATH=/opt/darkroom/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     DARKROOM_HOST=0.0.0.0 \
     DARKROOM_PORT=8000 \
-    DARKROOM_DATA_DIR=/data
+    DARKROOM_DATA_DIR=/data \
+    HF_HOME=/data/huggingface
 USER 10001:10001
 WORKDIR /data
 VOLUME /data

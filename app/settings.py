@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from app.errors import InvalidConfiguration
 
 PREFIX = "DARKROOM_"
-_SECRETS = ("secret_key", "admin_token", "database_url")
+_SECRETS = ("secret_key", "admin_token", "database_url", "HF_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _SECRET_BYTES = 32
 _SECRET_LENGTH = 16
 
@@ -63,6 +63,12 @@ class Settings(BaseSettings):
         description="Bearer token for what only an admin may do from elsewhere, 16 characters or more; "
         "without one only loopback may.",
     )
+    hf_token: SecretStr | None = Field(
+        None,
+        # The names that the hub's own tools know, so that one setting serves all.
+        validation_alias=AliasChoices("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN"),
+        description="Token for models on the hub that are private or gated.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
@@ -100,9 +106,6 @@ class Settings(BaseSettings):
         ge=0,
         le=3600,
         description="Time open streams have to end when the process is told to stop.",
-    )
-    safety_checker: bool = Field(
-        False, description="Whether pictures pass the safety checker of models that bring one."
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
         "info", description="What to log: critical, error, warning, info or debug."
@@ -179,9 +182,19 @@ def load_settings(**given: Any) -> Settings:
         raise InvalidConfiguration(f"The settings cannot be read: {exc}.") from exc
 
 
+def environment_names() -> list[str]:
+    """What each setting is called in the environment and in `.env`, in order."""
+    return [
+        str(field.validation_alias.choices[0])
+        if isinstance(field.validation_alias, AliasChoices)
+        else PREFIX + name.upper()
+        for name, field in Settings.model_fields.items()
+    ]
+
+
 def unknown_names(environment: Iterable[str] | None = None) -> list[str]:
     """Names in the environment that look like a setting and are none: most likely misspelt."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = set(environment_names())
     names = os.environ if environment is None else environment
     return sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known)
 
@@ -190,7 +203,8 @@ def _sentence(error: ErrorDetails) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     reason = error["msg"].removeprefix("Value error, ")
     given = "" if name in _SECRETS else f", not {str(error['input'])[:80]!r}"
-    return f"{PREFIX}{name.upper()}: {reason[:1].lower()}{reason[1:]}{given}."
+    shown = PREFIX + name.upper() if name in Settings.model_fields else name
+    return f"{shown}: {reason[:1].lower()}{reason[1:]}{given}."
 
 
 def _write_once(path: Path, text: str) -> None:

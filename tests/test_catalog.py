@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import get_args
 
@@ -91,6 +92,56 @@ def test_a_folder_is_meant_from_the_file_that_names_it(tmp_path: Path) -> None:
     assert load_catalog([path]).default.folder == tmp_path / "weights"
 
 
+def test_the_models_of_the_guide_are_listed_as_it_says() -> None:
+    """Names, sources, default, guidance and steps are promises to people who come from the guide."""
+    catalog = load_catalog(["ddpo", "turbo"])
+    goals = ["aesthetic", "alignment", "compressibility", "incompressibility"]
+    assert catalog.public_names() == [*goals, "sd-turbo"]
+    assert catalog.default.id == "ddpo/compressibility"
+    for goal in goals:
+        entry = catalog.resolve(goal)
+        assert entry.source == f"kvablack/ddpo-{goal}"
+        assert entry.from_hub
+        assert entry.allow_pickle
+        defaults = entry.defaults
+        assert (defaults.steps, defaults.guidance_scale, defaults.eta) == (20, 5.0, 1.0)
+        assert (defaults.width, defaults.height, defaults.noise_scheduler) == (512, 512, "ddim")
+    turbo = catalog.resolve("sd-turbo")
+    assert (turbo.id, turbo.variant, turbo.limits.max_steps) == ("turbo/sd-turbo", "fp16", 50)
+    assert (turbo.defaults.steps, turbo.defaults.guidance_scale) == (4, 0.0)
+    assert turbo.defaults.noise_scheduler == "lcm"
+
+
+def test_a_single_file_is_meant_from_the_catalogue_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "layout").mkdir()
+    for config, folder in (("sd1", "configs/sd1"), ("sd2", "configs/sd2"), ("./layout", "layout")):
+        given = f'"./one.safetensors"\nconfig = "{config}"'
+        entry = load_catalog([write(tmp_path, MODEL.replace('"someone/small"', given))]).default
+        assert entry.file == tmp_path / "one.safetensors"
+        assert not entry.from_hub
+        assert entry.config_folder is not None
+        assert entry.config_folder.as_posix().endswith(folder)
+        assert entry.config_folder.is_dir()
+
+
+def test_the_example_of_the_documentation_can_be_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "catalogues.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)
+    example = next(block for block in blocks if "[models." in block)
+    entry = load_catalog([write(tmp_path, textwrap.dedent(example))]).default
+    assert (entry.id, entry.config) == ("mine/portrait", "sd1")
+
+
+def test_options_of_a_model_are_read(tmp_path: Path) -> None:
+    options = ("attention_slicing", "vae_slicing", "vae_tiling", "cpu_offload", "allow_pickle")
+    lines = "".join(f"{name} = true\n" for name in options)
+    plain = load_catalog([write(tmp_path, MODEL)]).default
+    entry = load_catalog([write(tmp_path, MODEL.replace("licence =", f"{lines}licence ="))]).default
+    for name in options:
+        assert getattr(entry, name) is True
+        assert getattr(plain, name) is False
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -114,6 +165,23 @@ def test_a_folder_is_meant_from_the_file_that_names_it(tmp_path: Path) -> None:
         ('default = "small"', 'default = "small"\nextra = 1', r"extra: is not a known key"),
         ("models.small", 'models."../x"', r"model \.\./x: a name has"),
         ("default =", "default", r"is not TOML: .*line 2"),
+        ("licence =", 'allow_pickle = "yes"\nlicence =', r"model small: allow_pickle: .*'yes'"),
+        ("licence =", 'variant = "bf16"\nlicence =', r"model small: variant: .*'bf16'"),
+        ("licence =", "vae_tiling = 1\nlicence =", r"model small: vae_tiling: .*not 1"),
+        ("licence =", "cpu_ofload = true\nlicence =", r"model small: cpu_ofload: is not a known key"),
+        ("licence =", 'config = "sd1"\nlicence =', r"model small: config: is for single \.safetensors files"),
+        ("licence =", 'revision = "../x"\nlicence =', r"model small: revision: is no name .*'\.\./x'"),
+        ("someone/small", "./one.safetensors", r"model small: config: is missing: .*'sd1' or 'sd2'"),
+        ("someone/small", "one.safetensors", r"model small: source: a file's path begins with"),
+        ("someone/small", "/models/one.SAFETENSORS", r"model small: source: of single files only"),
+        ("someone/small", "./one.ckpt", r"model small: source: of single files only"),
+        ("someone/small", "a/b/c", r"model small: source: is neither a hub id"),
+        ("someone/small", "./a\\u0000b", r"model small: source: "),
+        (
+            '"someone/small"',
+            '"./one.safetensors"\nconfig = "sd3"',
+            r"model small: config: is neither 'sd1' or 'sd2' nor a path",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_file_model_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:

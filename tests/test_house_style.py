@@ -15,10 +15,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from app.settings import PREFIX, Settings
+from app.settings import environment_names
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = {PREFIX + name.upper() for name in Settings.model_fields}
+SETTINGS = set(environment_names())
 REGISTRIES = (
     "py" + "pi.org",
     "python" + "hosted.org",

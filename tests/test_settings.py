@@ -11,7 +11,7 @@ import pytest
 from dotenv import dotenv_values
 
 from app.errors import InvalidConfiguration
-from app.settings import PREFIX, Settings, load_settings, unknown_names
+from app.settings import PREFIX, Settings, environment_names, load_settings, unknown_names
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither the developer's environment nor their .env may decide a test."""
     for name in list(os.environ):
-        if name.upper().startswith(PREFIX):
+        if name.upper().startswith((PREFIX, "HF_TOKEN", "HUGGINGFACE_HUB_TOKEN")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -29,7 +29,7 @@ def test_env_example_documents_every_setting_with_its_default() -> None:
     """A failure means that someone reads .env.example and is told wrong."""
     example = ROOT / ".env.example"
     documented = dotenv_values(example)
-    assert list(documented) == [PREFIX + name.upper() for name in Settings.model_fields]
+    assert list(documented) == environment_names()
     assert Settings(_env_file=example) == Settings()
     commented = example.read_text(encoding="utf-8").split("\n\n")
     assert all(block.startswith("#") for block in commented), "a setting stands without a comment"
@@ -73,7 +73,6 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("DEVICE", "/dev/null", "DARKROOM_DEVICE"),
         ("SSE_PING_SECONDS", "nan", "DARKROOM_SSE_PING_SECONDS"),
         ("READER_GRACE_SECONDS", "-1", "DARKROOM_READER_GRACE_SECONDS"),
-        ("SAFETY_CHECKER", "perhaps", "DARKROOM_SAFETY_CHECKER"),
         ("LOG_LEVEL", "chatty", "'debug'"),
         ("CATALOG", " , ", "DARKROOM_CATALOG"),
         ("ALLOWED_HOSTS", "a.example,http://b.example/", "without scheme"),
@@ -101,6 +100,22 @@ def test_a_secret_is_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DARKROOM_ADMIN_TOKEN", "hunter2-hunter2-hunter2")
     monkeypatch.setenv("DARKROOM_DATABASE_URL", "postgresql+psycopg://me:hunter2@server/name")
     assert "hunter2" not in repr(load_settings())
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGINGFACE_HUB_TOKEN"])
+def test_the_hubs_token_is_read_under_the_names_that_its_own_tools_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """A failure means that a token in .env is not found, or is told to everyone."""
+    (tmp_path / ".env").write_text(f"{name}=hf_hunter2\n")
+    settings = load_settings()
+    assert settings.hf_token is not None
+    assert settings.hf_token.get_secret_value() == "hf_hunter2"
+    assert "hunter2" not in repr(settings)
+    monkeypatch.setenv(name, "hf_other")
+    assert load_settings().hf_token.get_secret_value() == "hf_other"  # type: ignore[union-attr]
+    monkeypatch.setenv(name, "")
+    assert load_settings().hf_token.get_secret_value() == "hf_hunter2"  # type: ignore[union-attr]
 
 
 def test_misspelt_names_are_found() -> None:

@@ -59,11 +59,13 @@ def make_pipeline(
     prediction_type: str = "epsilon",
     use_linear_projection: bool = False,
     seed: int = 0,
+    vae_blocks: int = 2,
     **scheduler: Any,
 ) -> Path:
     """Write a tiny Stable Diffusion checkpoint into `folder` and return it.
 
-    Latents are 8×8 with 4 channels for a 16 px picture (factor 2); the size of one forward row is trivial.
+    Latents are 8×8 with 4 channels for a 16 px picture (factor 2, twice that with each further block of the
+    VAE); the size of one forward row is trivial.
     """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(folder / "tokenizer")
@@ -95,9 +97,9 @@ def make_pipeline(
         use_linear_projection=use_linear_projection,
     )
     vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8,) * vae_blocks,
+        down_block_types=("DownEncoderBlock2D",) * vae_blocks,
+        up_block_types=("UpDecoderBlock2D",) * vae_blocks,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=16,

@@ -7,6 +7,11 @@ from pathlib import Path
 
 from app.errors import UnknownModel
 
+WEIGHTS_SUFFIX = ".safetensors"
+CONFIGS = Path(__file__).resolve().parent / "configs"
+SHIPPED_CONFIGS = ("sd1", "sd2")
+"""Architectures whose configuration (no weights) comes with Darkroom, for single files."""
+
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
@@ -54,7 +59,7 @@ class CatalogEntry:
         best_for: What it is best for, one sentence.
         description: A little more, for the Models page.
         source: A folder in the diffusers layout, resolved against the package ('builtin/base'), an absolute
-            folder, or a hub id.
+            folder, the absolute path of one `.safetensors` file, or a hub id.
         revision: Revision of the source; '' means what the folder holds.
         family: Architecture, 'stable_diffusion'.
         dtype: 'auto', 'float32', 'bfloat16' or 'float16'.
@@ -63,6 +68,14 @@ class CatalogEntry:
         licence: Of the weights.
         demonstration: A small model that shows how things work rather than what they can do.
         examples: Prompts that it does well.
+        allow_pickle: Whether `.bin` files may be read (by torch's weights-only loader) where there is no
+            safetensors file.
+        variant: 'fp16' prefers weight files of that name; '' takes the plain ones.
+        config: What a single file is: 'sd1', 'sd2' or a folder in the diffusers layout; '' for other sources.
+        attention_slicing: Attention in slices: less memory, slower.
+        vae_slicing: Pictures of a batch are decoded one by one.
+        vae_tiling: Large pictures are decoded in tiles.
+        cpu_offload: Parts wait in main memory and visit the device when needed.
     """
 
     set_name: str
@@ -79,6 +92,13 @@ class CatalogEntry:
     licence: str
     demonstration: bool = False
     examples: tuple[str, ...] = ()
+    allow_pickle: bool = False
+    variant: str = ""
+    config: str = ""
+    attention_slicing: bool = False
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    cpu_offload: bool = False
 
     @property
     def id(self) -> str:
@@ -93,6 +113,26 @@ class CatalogEntry:
             return packaged
         given = Path(self.source)
         return given if given.is_absolute() and given.is_dir() else None
+
+    @property
+    def file(self) -> Path | None:
+        """The single file that holds all weights if the source is one, whether it is there or not."""
+        return Path(self.source) if self.source.endswith(WEIGHTS_SUFFIX) else None
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the source is the id of a repository on the hub."""
+        here = self.folder is not None or self.file is not None or Path(self.source).is_absolute()
+        return not here and not self.source.startswith(
+            "builtin/"
+        )  # a missing one is not looked for elsewhere
+
+    @property
+    def config_folder(self) -> Path | None:
+        """The configuration of a single file: shipped with Darkroom, or the folder that the entry names."""
+        if not self.config:
+            return None
+        return CONFIGS / self.config if self.config in SHIPPED_CONFIGS else Path(self.config)
 
 
 @dataclass(frozen=True, slots=True)

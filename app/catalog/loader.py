@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.catalog.entry import Catalog, CatalogEntry, Defaults, Limits
+from app.catalog.entry import SHIPPED_CONFIGS, WEIGHTS_SUFFIX, Catalog, CatalogEntry, Defaults, Limits
 from app.errors import InvalidConfiguration
 
 NoiseScheduler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
@@ -23,7 +23,11 @@ FamilyName = Literal["stable_diffusion"]
 
 _FOLDER = Path(__file__).resolve().parent
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_REVISION = re.compile(r"([A-Za-z0-9][\w.-]{0,99})?", re.ASCII)
+_PATHS = "'/', './' or '../'"
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
+_Place = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000, pattern=r"^[^\x00-\x1f]*$")]
 _Side = Annotated[int, Field(ge=8, le=8192)]
 
 
@@ -54,7 +58,7 @@ class _ModelTable(_Table):
     label: _Text
     best_for: _Text
     description: _Text
-    source: _Text
+    source: _Place = Field(min_length=1)
     revision: str = ""
     family: FamilyName
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -63,6 +67,13 @@ class _ModelTable(_Table):
     licence: _Text
     demonstration: bool = False
     examples: list[_Text] = Field([], max_length=24)
+    allow_pickle: bool = False
+    variant: Literal["", "fp16"] = ""
+    config: _Place = ""
+    attention_slicing: bool = False
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    cpu_offload: bool = False
 
 
 class _SetTable(_Table):
@@ -162,7 +173,7 @@ def _entry(path: Path, name: str, model: _ModelTable) -> CatalogEntry:
         label=model.label,
         best_for=model.best_for,
         description=model.description,
-        source=_source(path, model.source),
+        source=_located(path, model.source),
         revision=model.revision,
         family=model.family,
         dtype=model.dtype,
@@ -171,7 +182,15 @@ def _entry(path: Path, name: str, model: _ModelTable) -> CatalogEntry:
         licence=model.licence,
         demonstration=model.demonstration,
         examples=tuple(model.examples),
+        allow_pickle=model.allow_pickle,
+        variant=model.variant,
+        config=model.config if model.config in SHIPPED_CONFIGS else _located(path, model.config),
+        attention_slicing=model.attention_slicing,
+        vae_slicing=model.vae_slicing,
+        vae_tiling=model.vae_tiling,
+        cpu_offload=model.cpu_offload,
     )
+    _check_source(where, entry)
     _check_defaults(where, entry)
     _check_sizes(where, entry)
     return entry
@@ -183,11 +202,47 @@ def _limits(table: _LimitsTable) -> Limits:
     return Limits(**values)
 
 
-def _source(path: Path, source: str) -> str:
-    """A folder given as './…' or '../…' is meant from the file that names it."""
-    if source.startswith(("./", "../")):
-        return str((path.resolve().parent / source).resolve())
-    return source
+def _located(path: Path, given: str) -> str:
+    """A path given as './…' or '../…' is meant from the file that names it."""
+    if given.startswith(("./", "../")):
+        return str((path.resolve().parent / given).resolve())
+    return str(Path(given).expanduser()) if given.startswith("~/") else given
+
+
+def _check_source(where: str, entry: CatalogEntry) -> None:
+    """The source is a folder, a hub id, or a single file with a configuration."""
+    absolute = Path(entry.source).is_absolute()
+    if entry.file is None and not absolute and not _HUB_ID.fullmatch(entry.source):
+        raise InvalidConfiguration(
+            f"{where}: source: is neither a hub id (owner/name) nor a path that begins with {_PATHS}."
+        )
+    if entry.file is not None and not absolute:
+        raise InvalidConfiguration(f"{where}: source: a file's path begins with {_PATHS}.")
+    if (
+        absolute
+        and entry.file is None
+        and re.search(r"\.(ckpt|bin|pth?|pkl|safetensors)$", entry.source, re.I)
+    ):
+        raise InvalidConfiguration(f"{where}: source: of single files only {WEIGHTS_SUFFIX} is read.")
+    if entry.file is not None and not entry.config:
+        raise InvalidConfiguration(
+            f"{where}: config: is missing: a single file needs {_quoted(SHIPPED_CONFIGS)} "
+            "or a folder in the diffusers layout."
+        )
+    if entry.file is None and entry.config:
+        raise InvalidConfiguration(f"{where}: config: is for single {WEIGHTS_SUFFIX} files only.")
+    if entry.config and entry.config not in SHIPPED_CONFIGS and not Path(entry.config).is_absolute():
+        raise InvalidConfiguration(
+            f"{where}: config: is neither {_quoted(SHIPPED_CONFIGS)} nor a path that begins with {_PATHS}."
+        )
+    if not _REVISION.fullmatch(entry.revision):
+        raise InvalidConfiguration(
+            f"{where}: revision: is no name of a branch, tag or commit: {_shown(entry.revision)}."
+        )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)
 
 
 def _check_defaults(where: str, entry: CatalogEntry) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers.utils import logging as transformers_logging
 
 from app.catalog.entry import CatalogEntry
+from app.engine.hub import HubAccess, Report, commit_of, discard_corrupt, fetch, hub_access
+from app.engine.single_file import read_single_file
 from app.errors import ModelLoadError
 from app.families.stable_diffusion import StableDiffusion
 
@@ -28,83 +29,116 @@ transformers_logging.disable_progress_bar()
 _ONE_AT_A_TIME = threading.Lock()
 """While weights are loaded, transformers makes every module of the process on the meta device."""
 
-Report = Callable[[float, str], None]
-"""Told how far loading is (0 … 1) and what it does now."""
+_CORRUPT = "a weight file is corrupt."
+_CORRUPT_SIGNS = (
+    "deserializ",
+    "incomplete metadata",
+    "failed finding central directory",
+    "pytorchstreamreader",
+)
 
 
-def load_family(entry: CatalogEntry, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
-    """Load the weights of an entry.
+def load_family(
+    entry: CatalogEntry,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report = lambda fraction, words: None,
+    access: HubAccess | None = None,
+) -> StableDiffusion:
+    """Load the weights of an entry, from the hub if they are not on this disk.
 
     Args:
-        entry: Its `source` is a folder in the diffusers layout or a hub id.
+        entry: What to load.
         device: Where to.
         dtype: Stated explicitly for every part: loading would otherwise switch torch's default dtype under
             other threads, and half-precision files would give parts of different precision.
+        report: Told of a download as it goes on.
+        access: How the hub is reached; None as the environment says.
 
     Raises:
         ModelLoadError: The weights are missing, corrupt or out of reach; the message holds no path or token.
     """
-    source = str(entry.folder or entry.source)
+    access = access or hub_access()
+    source = fetch(entry, report, access)
     try:
         with _ONE_AT_A_TIME:
-            pipeline: Any = StableDiffusionPipeline.from_pretrained(
-                source,
-                revision=entry.revision or None,
-                dtype=dtype,
-                safety_checker=None,
-                requires_safety_checker=False,
-                use_safetensors=True,
-                local_files_only=entry.folder is not None,
-            )
-    except (RepositoryNotFoundError, GatedRepoError) as error:
-        raise ModelLoadError(
-            f"{entry.id}: the hub knows no repository {entry.source}, or you have no access to it."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise ModelLoadError(
-            f"{entry.id}: the hub cannot be reached and {entry.source} is not cached."
-        ) from error
+            pipeline = _read(entry, source, dtype)
     except Exception as error:
         logger.error("loading %s failed", entry.id, exc_info=error)
-        raise ModelLoadError(f"{entry.id}: {_reason(entry, error)}") from error
+        reason = _reason(error)
+        if entry.from_hub and reason == _CORRUPT and discard_corrupt(entry, access):
+            reason += " It was deleted; try again to fetch it again."
+        raise ModelLoadError(f"{entry.id}: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
+    _save_memory(pipeline, entry)
     return StableDiffusion(pipeline.to(device))
 
 
-def revision_of(entry: CatalogEntry) -> str:
-    """The revision that pictures are stamped with: the entry's own, or a hash of the folder's weights.
+def _save_memory(pipeline: Any, entry: CatalogEntry) -> None:
+    if entry.attention_slicing:
+        pipeline.enable_attention_slicing()
+    if entry.vae_slicing:
+        pipeline.vae.enable_slicing()
+    if entry.vae_tiling:
+        pipeline.vae.enable_tiling()
+
+
+def _read(entry: CatalogEntry, source: Path, dtype: torch.dtype) -> Any:
+    if entry.config_folder is not None:
+        return read_single_file(source, entry, dtype)
+    return StableDiffusionPipeline.from_pretrained(
+        str(source),
+        dtype=dtype,
+        variant=entry.variant or None,
+        # Parts that are not used, and not fetched.
+        safety_checker=None,
+        requires_safety_checker=False,
+        feature_extractor=None,
+        # Without safetensors, .bin files are read by torch's weights-only loader.
+        use_safetensors=None if entry.allow_pickle else True,
+        local_files_only=True,
+    )
+
+
+def revision_of(entry: CatalogEntry, access: HubAccess | None = None) -> str:
+    """What pictures are stamped with: the entry's own revision, the hub's commit, or a hash of the weights.
 
     Args:
         entry: For a folder the first 12 hex digits of a SHA-256 over its safetensors files.
+        access: How the hub is reached; None as the environment says.
     """
-    if entry.revision or entry.folder is None:
+    if entry.revision:
         return entry.revision
+    if entry.from_hub:
+        return commit_of(entry, access or hub_access())[:12]
     digest = hashlib.sha256()
-    for file in sorted(entry.folder.rglob("*.safetensors")):
-        digest.update(file.relative_to(entry.folder).as_posix().encode())
-        digest.update(file.read_bytes())
+    root = entry.folder or Path(entry.source).parent
+    for file in [entry.file] if entry.file else sorted(root.rglob("*.safetensors")):
+        digest.update(file.relative_to(root).as_posix().encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()[:12]
 
 
 def estimated_bytes(entry: CatalogEntry) -> int:
     """Bytes of an entry's weight files as they lie on this disk; 0 for a hub id."""
+    if entry.file is not None:
+        return entry.file.stat().st_size
     if entry.folder is None:
         return 0
     return sum(file.stat().st_size for file in entry.folder.rglob("*.safetensors"))
 
 
-def _reason(entry: CatalogEntry, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Why loading failed, without paths."""
-    folder = entry.folder
-    if folder is None and ("/" not in entry.source or Path(entry.source).is_absolute()):
-        return "there is no such folder."
-    if folder is not None and not (folder / "model_index.json").is_file():
-        return "the folder holds no model in the diffusers layout (model_index.json is missing)."
     text = str(error).lower()
-    if "safetensor" in type(error).__name__.lower() or "deserializ" in text or "incomplete metadata" in text:
-        return "a weight file is corrupt."
+    if "safetensor" in type(error).__name__.lower() or any(sign in text for sign in _CORRUPT_SIGNS):
+        return _CORRUPT
     if isinstance(error, OSError) and ("no file named" in text or "does not appear to have" in text):
         return "a weight file is missing."
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        return "a .bin file holds more than weights, and was not read."
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in text:
         return "there is not enough memory for it."
     return "the weights could not be loaded; the server's log says why."
