@@ -43,12 +43,14 @@ async def test_work_and_memory_are_told_by_model(catalog: Catalog) -> None:
         assert a.memory_bytes == b.memory_bytes == a.shared_bytes > 0
         assert status.memory_bytes == {"cpu": a.memory_bytes}
         backend.unload_model("test/b")
+        assert backend.status().models[1].state == "unloading", "a page that is drawn now must look again"
         await until(lambda: backend.status().models[1].state == "unloaded")
         await until(lambda: backend.status().models[0].shared_bytes == 0)
         assert backend.status().memory_bytes == {"cpu": a.memory_bytes}
         backend.load_model("test/b")
-        await until(lambda: backend.status().models[1].state in ("waiting", "loading"))
+        assert backend.status().models[1].state == "loading"
         assert backend.status().loading_ended, "a model that comes later is no new start"
+        await until(lambda: backend.status().models[1].state == "ready")
     finally:
         await backend.stop()
 

@@ -63,6 +63,7 @@ class LocalBackend:
         self._early: list[GenerationRequest] = []
         self._early_changes: list[tuple[str, bool]] = []
         self._loading_ended = False
+        self._reporting = threading.Lock()
         self._workers: list[EngineWorker] = []
         self._worker_of: dict[str, EngineWorker] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,6 +119,9 @@ class LocalBackend:
 
     def load_model(self, model: str) -> None:
         """Load or reload; see `Backend.load_model`."""
+        # Told at once, so that whoever asked sees something happen; the engine's thread tells the rest.
+        if self._lost is None and self._models[model].state in ("ready", "unloaded", "failed"):
+            self._report(model, state="loading", progress=0.0, stage="waiting for its turn", error=None)
         if (worker := self._worker_of.get(model)) is not None:
             worker.load_model(model)
         else:
@@ -125,6 +129,8 @@ class LocalBackend:
 
     def unload_model(self, model: str) -> None:
         """Unload when its requests have finished; see `Backend.unload_model`."""
+        if self._lost is None and self._models[model].state in ("ready", "failed"):
+            self._report(model, state="unloading", progress=0.0, stage="", error=None)
         if (worker := self._worker_of.get(model)) is not None:
             worker.unload_model(model)
         else:
@@ -223,10 +229,11 @@ class LocalBackend:
         self._early_changes.clear()
 
     def _report(self, model: str, **changes: Any) -> None:
-        """Called from the loader and engine threads; one assignment, so readers see old or new."""
-        self._models[model] = dataclasses.replace(self._models[model], **changes)
-        if not any(status.state in ("waiting", "loading") for status in list(self._models.values())):
-            self._loading_ended = True
+        """Called from any thread; one assignment, so readers see old or new."""
+        with self._reporting:
+            self._models[model] = dataclasses.replace(self._models[model], **changes)
+            if not any(status.state in ("waiting", "loading") for status in self._models.values()):
+                self._loading_ended = True
 
     def _post(self, events: list[tuple[str, GenerationEvent]]) -> None:
         """From any thread to the event loop."""

@@ -190,7 +190,7 @@ async def generate_images(request: Request) -> Response:
 def _picture(request: Request, view: GenerationView, png: bytes, form: str | None) -> dict[str, Any]:
     ours = {"seed": view.seed, "generation_id": view.id, "notices": list(view.notices)}
     if form == "url":
-        return {"url": str(request.base_url.replace(path=f"/images/{view.id}.png")), **ours}
+        return {"url": f"{request.base_url}images/{view.id}.png", **ours}
     return {"b64_json": b64encode(png).decode(), **ours}
 
 
