@@ -128,6 +128,7 @@ def _wire(settings: Settings, backend: Backend | None, catalog: Catalog | None) 
             threads=settings.threads,
             max_loaded=settings.max_loaded,
             preview_cache=settings.data_dir / "previews",
+            hub_token=settings.hf_token.get_secret_value() if settings.hf_token else None,
         )
     cookies = ClientCookies(settings.signing_key())
     database = Database(settings.database_url, settings.data_dir)

@@ -39,6 +39,7 @@ class LocalBackend:
         threads: Of torch on the CPU; 0 means the physical cores.
         max_loaded: Most models on a device; 0 preloads all, else they are loaded on demand.
         preview_cache: Folder for fitted preview maps, or None.
+        hub_token: For the hub, or None to take what the environment has.
         stop_timeout: Seconds that `stop` waits for the step in progress.
     """
 
@@ -51,12 +52,14 @@ class LocalBackend:
         threads: int = 0,
         max_loaded: int = 0,
         preview_cache: Path | None = None,
+        hub_token: str | None = None,
         stop_timeout: float = 5.0,
     ) -> None:
         self._catalog = catalog
         self._device, self._dtype, self._threads = device, dtype, threads
         self._max_loaded = max_loaded
         self._preview_cache = preview_cache
+        self._hub_token = hub_token
         self._stop_timeout = stop_timeout
         self._models = {entry.id: ModelStatus(entry.id, "waiting") for entry in catalog.entries}
         self._listeners: dict[str, Listener] = {}
@@ -211,7 +214,9 @@ class LocalBackend:
         return [
             EngineWorker(
                 [entry for entry in entries if placed[entry.id] == index],
-                WorkerOptions(name, self._dtype, self._threads, self._max_loaded, self._preview_cache),
+                WorkerOptions(
+                    name, self._dtype, self._threads, self._max_loaded, self._preview_cache, self._hub_token
+                ),
                 self._post,
                 self._report,
             )

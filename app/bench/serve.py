@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{platform.processor() or platform.machine()}, {threads} cores, {arguments.steps} steps", flush=True
     )
-    plain = _measure_plain(str(entry.folder or entry.source), dtypes, threads, arguments, entry.defaults)
+    plain = _measure_plain(_local_folder(arguments.model), dtypes, threads, arguments, entry.defaults)
     result: dict[str, Any] = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"processor": _processor(), "cores": threads, "python": platform.python_version()},
@@ -235,6 +235,16 @@ def _module(module: str, *arguments: object) -> dict[str, Any]:
 def _python(code: str) -> str:
     command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _local_folder(model: str) -> str:
+    """Where the weights are on this disk; fetched first if they come from the hub."""
+    code = (
+        "import app.catalog.loader as c, app.engine.hub as h;"
+        f"e = c.load_catalog([{model.split('/')[0]!r}]).resolve({model!r});"
+        "print(h.fetch(e, lambda fraction, words: None, h.hub_access()))"
+    )
+    return _python(code).strip().splitlines()[-1]
 
 
 def _processor() -> str:

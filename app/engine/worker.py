@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ import torch
 from app.catalog.entry import CatalogEntry
 from app.engine.diffusion_engine import DiffusionEngine, Emission, LoadedModel
 from app.engine.faults import release_cached_memory
+from app.engine.hub import Report, hub_access
 from app.engine.loading import load_family, revision_of
 from app.engine.previews import PreviewMap, encode_jpeg, preview_map_for
 from app.engine.request import Aborted, Failed, GenerationEvent, GenerationRequest, Progress, Waiting
@@ -68,6 +69,7 @@ class WorkerOptions:
         max_loaded: Most models in memory at once; 0 means all, preloaded. Otherwise a request loads its
             model, and the one that was used least recently makes room.
         preview_cache: Folder for fitted preview maps, or None.
+        hub_token: For the hub, or None to take what the environment has.
     """
 
     device: str = "auto"
@@ -75,6 +77,7 @@ class WorkerOptions:
     threads: int = 0
     max_loaded: int = 0
     preview_cache: Path | None = None
+    hub_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,20 +193,36 @@ class EngineWorker:
             self._load(entry)
 
     def _load(self, entry: CatalogEntry) -> None:
-        self._report(entry.id, progress=0.1, stage="reading the weights")
         try:
-            family = load_family(entry, self.device, self._load_dtype(entry))
+            access = hub_access(self._options.hub_token)
+            fetched = self._fetch_report(entry)
+            family = load_family(entry, self.device, self._load_dtype(entry), fetched, access)
             self._report(entry.id, progress=0.4, stage="fitting previews")
             preview_map = preview_map_for(
                 family, entry.defaults.width, entry.defaults.height, self._options.preview_cache
             )
-            prepared = _Prepared(entry, family, preview_map, revision_of(entry))
+            prepared = _Prepared(entry, family, preview_map, revision_of(entry, access))
         except Exception as error:
             failure = self._load_failure(entry, error)
             self._commands.put(lambda: self._give_up(entry.id, failure))
         else:
             self._report(entry.id, progress=0.6, stage="warming up")
             self._commands.put(lambda: self._warm_up(prepared))
+
+    def _fetch_report(self, entry: CatalogEntry) -> Report:
+        """Tells a download on the status, and every tenth of it in the log; ends it when the process ends."""
+        logged = 0
+
+        def report(fraction: float, words: str) -> None:
+            nonlocal logged
+            if self._stopping.is_set():
+                raise ShuttingDown("The server is stopping.")
+            if entry.from_hub and int(fraction * 10) > logged:
+                logged = int(fraction * 10)
+                logger.info("%s: %s", entry.id, words)
+            self._report(entry.id, progress=0.05 + 0.25 * fraction, stage=words)
+
+        return report
 
     def _load_dtype(self, entry: CatalogEntry) -> torch.dtype:
         name = entry.dtype if self._options.dtype == "auto" else self._options.dtype
