@@ -15,6 +15,7 @@ from app.catalog.entry import Catalog
 from app.engine.loading import load_family
 from app.engine.placement import place
 from app.engine.request import Failed, Finished, Progress
+from app.engine.room import needed_bytes
 from app.engine.sharing import memory_use, share_equal_tensors
 from app.errors import ModelNotReady
 from app.families.stable_diffusion import StableDiffusion
@@ -162,3 +163,29 @@ def test_the_largest_model_gets_the_most_room() -> None:
     """Placement by size: large ones first, each where most room is left."""
     assert place({"s": 1, "xl": 9, "m": 4}, [10, 10]) == {"xl": 0, "m": 1, "s": 1}
     assert place({"a": 0, "b": 0}, [5, 5]) == {"a": 0, "b": 1}
+
+
+async def test_what_does_not_fit_says_what_it_needs(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A catalogue that does not fit loads what does; the rest states what was needed and what was free."""
+    room = iter([10**12, 10**12, 1000, 1000])
+    monkeypatch.setattr("app.engine.room.free_bytes", lambda device: next(room))
+    backend = LocalBackend(catalog, device="cpu", threads=1)
+    await backend.start()
+    try:
+        await until(lambda: backend.status().loading_ended)
+        states = [model.state for model in backend.status().models]
+        assert states == ["ready", "failed", "failed"]
+        error = backend.status().models[1].error or ""
+        assert "not enough memory" in error and "it needs" in error and "are free" in error
+    finally:
+        await backend.stop()
+
+
+def test_needed_bytes_are_those_that_loading_takes(folders: dict[str, Path]) -> None:
+    """Known before loading, in the precision that will be used; buffers count little."""
+    needed = needed_bytes(folders["a"], torch.float32)
+    held = sum(tensor.nbytes for _, tensor in load(folders["a"]).named_weights())
+    assert 0.9 * held <= needed <= 1.1 * held
+    assert needed_bytes(folders["a"], torch.float16) < 0.6 * needed

@@ -202,7 +202,8 @@ class LocalBackend:
         """One worker per device, each with the models that are placed there, the default model first."""
         from app.engine.loading import estimated_bytes
         from app.engine.placement import place
-        from app.engine.worker import EngineWorker, WorkerOptions, free_bytes, resolve_device
+        from app.engine.room import free_bytes
+        from app.engine.worker import EngineWorker, WorkerOptions, resolve_device
 
         names = [name.strip() for name in self._device.split(",") if name.strip()] or ["auto"]
         devices = [resolve_device(name) for name in names]

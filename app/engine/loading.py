@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.catalog.entry import CatalogEntry
 from app.engine.hub import HubAccess, Report, commit_of, discard_corrupt, fetch, hub_access
+from app.engine.room import check_room
 from app.engine.single_file import read_single_file
 from app.errors import ModelLoadError
 from app.families.stable_diffusion import StableDiffusion
@@ -60,6 +61,7 @@ def load_family(
     """
     access = access or hub_access()
     source = fetch(entry, report, access)
+    check_room(entry, source, device, dtype)
     try:
         with _ONE_AT_A_TIME:
             pipeline = _read(entry, source, dtype)
