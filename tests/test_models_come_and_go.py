@@ -6,12 +6,14 @@ import gc
 import weakref
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from app.backends.local import LocalBackend
 from app.catalog.entry import Catalog
+from app.engine.faults import release_cached_memory
 from app.engine.loading import load_family
 from app.engine.placement import place
 from app.engine.request import Failed, Finished, Progress
@@ -189,3 +191,23 @@ def test_needed_bytes_are_those_that_loading_takes(folders: dict[str, Path]) -> 
     held = sum(tensor.nbytes for _, tensor in load(folders["a"]).named_weights())
     assert 0.9 * held <= needed <= 1.1 * held
     assert needed_bytes(folders["a"], torch.float16) < 0.6 * needed
+
+
+def test_a_hundred_loads_leak_nothing(folders: dict[str, Path]) -> None:
+    """Loading, sharing and dropping a model again and again leaves no weights and no memory behind."""
+    kept = load(folders["a"])
+    gone: list[weakref.ref[StableDiffusion]] = []
+    process = psutil.Process()
+    grown = 0
+    for cycle in range(100):
+        family = load(folders["b"])
+        share_equal_tensors(family, [kept])
+        family.encode_prompt("a red cat")
+        gone.append(weakref.ref(family))
+        del family
+        release_cached_memory()
+        if cycle == 20:
+            grown = -process.memory_info().rss
+    grown += process.memory_info().rss
+    assert all(one() is None for one in gone)
+    assert grown < 20_000_000, f"{grown / 1e6:.0f} MB more after eighty loads"

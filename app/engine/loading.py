@@ -73,7 +73,15 @@ def load_family(
         raise ModelLoadError(f"{entry.id}: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     _save_memory(pipeline, entry)
-    return StableDiffusion(pipeline.to(device))
+    return StableDiffusion(_placed(pipeline, entry, device), device)
+
+
+def _placed(pipeline: Any, entry: CatalogEntry, device: torch.device) -> Any:
+    """The pipeline on its device, or kept on the host with each part brought there when its turn comes."""
+    if entry.cpu_offload and device.type != "cpu":
+        pipeline.enable_model_cpu_offload(device=device)
+        return pipeline
+    return pipeline.to(device)
 
 
 def _save_memory(pipeline: Any, entry: CatalogEntry) -> None:

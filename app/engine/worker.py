@@ -379,7 +379,8 @@ class EngineWorker:
         entry = prepared.entry
         try:
             family, times, psnr = self._best_precision(prepared)
-            share_equal_tensors(family, list(self._families.values()))
+            if not entry.cpu_offload:  # Parts that wander between host and device lose what they share.
+                share_equal_tensors(family, list(self._families.values()))
         except Exception as error:
             self._give_up(entry.id, self._load_failure(entry, error))
             return

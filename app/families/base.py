@@ -27,7 +27,7 @@ class Family(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where it computes."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -24,10 +24,12 @@ class StableDiffusion:
     """A loaded `StableDiffusionPipeline`, taken apart for the engine.
 
     Args:
-        pipeline: A `StableDiffusionPipeline` on its device, in its dtype, without safety checker.
+        pipeline: A `StableDiffusionPipeline` in its dtype, without safety checker.
+        device: Where it computes; its weights lie there as well, unless they are offloaded to the host.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, device: torch.device | None = None) -> None:
+        self._device: torch.device = device or pipeline.unet.device
         self._pipeline = pipeline
         self._unet = pipeline.unet.eval().requires_grad_(False)
         self._vae = pipeline.vae.eval().requires_grad_(False)
@@ -37,9 +39,8 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self._unet.device
-        return device
+        """Where it computes."""
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,7 +69,7 @@ class StableDiffusion:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        return StableDiffusion(pipeline)
+        return StableDiffusion(pipeline, self._device)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Channels, rows and columns of the latents of a picture in pixels."""
