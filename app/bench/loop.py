@@ -1,8 +1,9 @@
 """The bare batched loop: text encoding, forwards, noise schedulers, one batched decode. No serving around it.
 
-Run as ``python -m app.bench.loop ENTRY DTYPE THREADS BATCH COUNT STEPS``; prints one JSON object. The same
-functions do the work as in the engine; what is missing is the queue, previews, events, HTTP and storage. The
-cost of previews is measured here too, undisturbed: the map, the JPEG, and the message that carries it.
+Run as ``python -m app.bench.loop CATALOG MODEL DTYPE THREADS BATCH COUNT STEPS DEVICE``; prints one JSON
+object. The same functions do the work as in the engine; what is missing is the queue, previews, events, HTTP
+and storage. The cost of previews is measured here too, undisturbed: the map, the JPEG, and the message that
+carries it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from app.bench.pictures import make_requests
+from app.bench.pictures import make_requests, synchronise
 from app.bench.prompts import prompts
 from app.catalog.entry import CatalogEntry
 from app.catalog.loader import load_catalog
@@ -31,12 +32,16 @@ from app.services.views import GenerationView
 from app.web.sse import generation_message
 
 
-def main(model: str, dtype: str, threads: int, batch: int, count: int, steps: int) -> None:
+def main(
+    catalog: str, model: str, dtype: str, threads: int, batch: int, count: int, steps: int, device: str
+) -> None:
     """Run `count` requests in batches of `batch`, three times over; print the best, and the previews."""
     torch.set_num_threads(threads)
-    entry = load_catalog([model.split("/")[0]]).resolve(model)
-    family = load_family(entry, torch.device("cpu"), torch.float32)
-    if dtype != "float32":
+    entry = load_catalog([catalog]).resolve(model)
+    # As the engine does it: half precision on the CPU is made from float32, a GPU loads what it runs.
+    on_cpu = device == "cpu"
+    family = load_family(entry, torch.device(device), torch.float32 if on_cpu else getattr(torch, dtype))
+    if on_cpu and dtype != "float32":
         family = family.in_dtype(getattr(torch, dtype))
     warm_up_picture(family, entry)
     _round(family, make_requests(entry, prompts(batch), steps), batch)
@@ -64,6 +69,7 @@ def _round(family: StableDiffusion, requests: list[GenerationRequest], batch: in
         while not running[0].done:
             began = time.perf_counter()
             denoise_step(family, running)
+            synchronise(family.device)
             times.append(time.perf_counter() - began)
         decode_pixels(family, torch.cat([one.latents for one in running]))
     return times
@@ -80,7 +86,7 @@ def _preview_seconds(family: StableDiffusion, entry: CatalogEntry, batch: int) -
     parts: dict[str, list[float]] = {"map": [], "encode": [], "serialise": []}
     for _ in range(20):
         t0 = time.perf_counter()
-        pixels = to_pixels(preview_map(torch.cat(latents)))
+        pixels = to_pixels(preview_map(torch.cat(latents)))  # on the CPU: the device has finished
         t1 = time.perf_counter()
         encoded = [encode_jpeg(one) for one in pixels]
         t2 = time.perf_counter()
@@ -122,6 +128,6 @@ def _view(entry: CatalogEntry) -> GenerationView:
 
 
 if __name__ == "__main__":
-    model, dtype, *numbers = sys.argv[1:]
+    catalog, model, dtype, *numbers, device = sys.argv[1:]
     threads, batch, count, steps = map(int, numbers)
-    main(model, dtype, threads, batch, count, steps)
+    main(catalog, model, dtype, threads, batch, count, steps, device)

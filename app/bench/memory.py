@@ -7,15 +7,14 @@ models do, loads them in float16, and counts the weights held with and without s
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.bench.checkpoints import MODELS, write_checkpoint
+
 if TYPE_CHECKING:
     from app.families.stable_diffusion import StableDiffusion
-
-MODELS = ("aesthetic", "alignment", "compressibility", "incompressibility")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         families: dict[str, StableDiffusion] = {}
         without = 0
         for seed, name in enumerate(MODELS):
-            family = _load(_checkpoint(folder, name, seed), device)
+            family = _load(write_checkpoint(folder, name, seed), device)
             without += sum(tensor.nbytes for _, tensor in family.named_weights())
             share_equal_tensors(family, list(families.values()))
             families[name] = family
@@ -73,50 +72,3 @@ def _load(folder: Path, device: object) -> StableDiffusion:
 
     entry = dataclasses.replace(load_catalog(["builtin"]).default, name=folder.name, source=str(folder))
     return load_family(entry, torch.device(str(device)), torch.float16)
-
-
-def _checkpoint(folder: Path, name: str, seed: int) -> Path:
-    """Write one checkpoint; all but the first take text encoder and VAE from the first."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    target = folder / name
-    if (target / "model_index.json").is_file():
-        return target
-    torch.manual_seed(seed)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).half()
-    if seed:
-        unet.save_pretrained(target / "unet")
-        for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
-            shutil.copytree(folder / MODELS[0] / part, target / part)
-        shutil.copy(folder / MODELS[0] / "model_index.json", target)
-        return target
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-    )
-    # The tokenizer weighs nothing beside the rest; any will do.
-    tokenizer = Path(__file__).resolve().parent.parent / "builtin" / "base" / "tokenizer"
-    StableDiffusionPipeline(
-        unet=unet,
-        vae=vae.half(),
-        text_encoder=CLIPTextModel(text).half(),
-        tokenizer=CLIPTokenizer.from_pretrained(tokenizer),
-        scheduler=DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(target)
-    return target

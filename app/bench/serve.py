@@ -5,7 +5,8 @@ In one run, with the same weights, prompts and steps:
 a. stock diffusers, one request after another, no previews, at its best thread count and dtype;
 b. the bare batched loop of 16 with no serving around it;
 c. Darkroom over HTTP with 1, 4 and 16 concurrent streams and a preview at every step, the client on the same
-   cores.
+   cores;
+d. on a GPU, stock diffusers in batches of 16.
 
 (b) and (c) in float32 and, where the CPU computes it natively, bfloat16. Every part is a process of its own.
 """
@@ -29,6 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from app.bench.checkpoints import write_true_size_catalog
 from app.bench.client import StreamResult, closed_loop
 from app.bench.prompts import prompts
 from app.catalog.loader import load_catalog
@@ -41,7 +43,12 @@ _ROUNDS = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `darkroom bench serve` takes."""
-    parser.add_argument("--model", default="builtin/base", help="full model id (default: %(default)s)")
+    parser.add_argument("--catalog", default="builtin", help="set or TOML file (default: %(default)s)")
+    parser.add_argument("--model", help="full id or bare name (default: the catalogue's default)")
+    parser.add_argument(
+        "--true-size", action="store_true", help="random weights of Stable Diffusion 1.x size, 512 px"
+    )
+    parser.add_argument("--device", default="auto", help="'auto', 'cpu', 'cuda:0' … (default: %(default)s)")
     parser.add_argument(
         "--requests", type=int, default=64, help="pictures of each part (default: %(default)s)"
     )
@@ -51,36 +58,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
-    entry = load_catalog([arguments.model.split("/")[0]]).resolve(arguments.model)
-    native = _python("import app.engine.warm_up as w; print(int(w.computes_bfloat16_natively()))")
-    dtypes = ["float32", "bfloat16"] if native.strip() == "1" else ["float32"]
-    threads = os.cpu_count() or 1
-    print(
-        f"{platform.processor() or platform.machine()}, {threads} cores, {arguments.steps} steps", flush=True
-    )
-    plain = _measure_plain(_local_folder(arguments.model), dtypes, threads, arguments, entry.defaults)
-    result: dict[str, Any] = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"processor": _processor(), "cores": threads, "python": platform.python_version()},
-        "model": entry.id,
-        "steps": arguments.steps,
-        "requests": arguments.requests,
-        "a": plain,
-        "b": {},
-        "c": {},
-    }
-    for dtype in dtypes:
-        loop = _module(
-            "app.bench.loop", entry.id, dtype, threads, _BATCH, arguments.requests, arguments.steps
-        )
-        result["b"][dtype] = loop
-        print(f"(b) bare loop, {dtype}: {loop['images_per_second']:.2f} images/s", flush=True)
-        result["c"][dtype] = _measure_served(dtype, arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.true_size:
+            arguments.catalog = str(write_true_size_catalog(Path(folder)))
+        result = _measure(arguments)
     print()
     print(table(result))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    entry = load_catalog([arguments.catalog]).resolve(arguments.model)
+    device, dtypes = _device_and_dtypes(arguments.device)
+    threads = os.cpu_count() or 1
+    print(f"{entry.id} on {device}, {threads} cores, {arguments.steps} steps", flush=True)
+    folder = _local_folder(arguments.catalog, entry.id)
+    scale = entry.defaults.guidance_scale
+    result: dict[str, Any] = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"processor": _processor(), "cores": threads, "device": device},
+        "model": entry.id,
+        "steps": arguments.steps,
+        "requests": arguments.requests,
+        "a": _measure_plain(folder, dtypes, threads, arguments, scale, device),
+        "b": {},
+        "c": {},
+    }
+    if device != "cpu":
+        rest = (arguments.steps, scale, device, _BATCH)
+        result["d"] = _module("app.bench.plain", folder, dtypes[0], threads, arguments.requests, *rest)
+        print(f"(d) diffusers in batches: {result['d']['images_per_second']:.2f} images/s", flush=True)
+    for dtype in dtypes:
+        counts = (threads, _BATCH, arguments.requests, arguments.steps)
+        loop = _module("app.bench.loop", arguments.catalog, entry.id, dtype, *counts, device)
+        result["b"][dtype] = loop
+        print(f"(b) bare loop, {dtype}: {loop['images_per_second']:.2f} images/s", flush=True)
+        result["c"][dtype] = _measure_served(dtype, arguments, entry.id, device)
+    return result
+
+
+def _device_and_dtypes(device: str) -> tuple[str, list[str]]:
+    """The device by its full name, and the precisions worth measuring on it."""
+    code = (
+        "import app.engine.worker as w, app.engine.warm_up as u;"
+        f"print(w.resolve_device({device!r}), int(u.computes_bfloat16_natively()))"
+    )
+    name, native = _python(code).split()[-2:]
+    if name != "cpu":
+        return name, ["float16"]
+    return name, ["float32", "bfloat16"] if native == "1" else ["float32"]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -92,6 +120,9 @@ def table(result: dict[str, Any]) -> str:
         f"| (a) diffusers, one by one, {result['a']['dtype']}, {result['a']['threads']} threads "
         f"| {plain:.2f} | 1 | | |",
     ]
+    if "d" in result:
+        rate = result["d"]["images_per_second"]
+        lines.append(f"| (d) diffusers in batches of {_BATCH} | {rate:.2f} | {rate / plain:.2f} | | |")
     for dtype, loop in result["b"].items():
         rate = loop["images_per_second"]
         lines.append(f"| (b) bare loop of {_BATCH}, {dtype} | {rate:.2f} | {rate / plain:.2f} | 1 | |")
@@ -121,14 +152,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _measure_plain(
-    source: str, dtypes: list[str], cores: int, arguments: argparse.Namespace, defaults: Any
+    folder: str, dtypes: list[str], cores: int, arguments: argparse.Namespace, scale: float, device: str
 ) -> dict[str, Any]:
     """Find the best thread count and dtype on a few pictures, then measure that one properly."""
 
     def measure(dtype: str, threads: int, count: int) -> dict[str, Any]:
-        return _module(
-            "app.bench.plain", source, dtype, threads, count, arguments.steps, defaults.guidance_scale
-        )
+        return _module("app.bench.plain", folder, dtype, threads, count, arguments.steps, scale, device, 1)
 
     choices = [(dtype, threads) for dtype in dtypes for threads in sorted({1, cores})]
     probed = {choice: measure(*choice, _PROBE_PICTURES)["images_per_second"] for choice in choices}
@@ -141,7 +170,7 @@ def _measure_plain(
     return {**measured, "images_per_second": best, "dtype": dtype, "threads": threads, "probes": probes}
 
 
-def _measure_served(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def _measure_served(dtype: str, arguments: argparse.Namespace, model: str, device: str) -> dict[str, Any]:
     """Load the real server with 1, 4 and 16 readers; the best of three rounds counts, as for (a)."""
     served: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -149,6 +178,8 @@ def _measure_served(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]
         environment = {
             **os.environ,
             "DARKROOM_DATA_DIR": folder,
+            "DARKROOM_CATALOG": arguments.catalog,
+            "DARKROOM_DEVICE": device,
             "DARKROOM_DTYPE": dtype,
             "DARKROOM_MAX_PER_CLIENT": "64",
             "DARKROOM_LOG_LEVEL": "warning",
@@ -159,10 +190,10 @@ def _measure_served(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]
         ) as server:
             try:
                 served["start"] = _start_times(server, port)
-                asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, _BATCH), _BATCH))
+                asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, model, _BATCH), _BATCH))
                 for streams in STREAMS:
                     count = arguments.requests if streams == _BATCH else max(streams, arguments.requests // 4)
-                    rounds = [_load(port, arguments, count, streams) for _ in range(_ROUNDS)]
+                    rounds = [_load(port, arguments, model, count, streams) for _ in range(_ROUNDS)]
                     best = max(rounds, key=lambda one: one["images_per_second"])
                     served[str(streams)] = {**best, "rounds": [one["images_per_second"] for one in rounds]}
                     print(
@@ -176,8 +207,8 @@ def _measure_served(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]
     return served
 
 
-def _load(port: int, arguments: argparse.Namespace, count: int, streams: int) -> dict[str, Any]:
-    seconds, results = asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, count), streams))
+def _load(port: int, arguments: argparse.Namespace, model: str, count: int, streams: int) -> dict[str, Any]:
+    seconds, results = asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, model, count), streams))
     firsts = sorted(result.first_preview_seconds for result in results)
     _check_previews(results, arguments.steps)
     return {
@@ -195,12 +226,12 @@ def _check_previews(results: list[StreamResult], steps: int) -> None:
         raise RuntimeError(f"readers saw {seen:.1f} images of {steps}: the figures would not count")
 
 
-def _queries(arguments: argparse.Namespace, count: int) -> list[dict[str, str]]:
-    shared = {"model": arguments.model, "steps": str(arguments.steps)}
+def _queries(arguments: argparse.Namespace, model: str, count: int) -> list[dict[str, str]]:
+    shared = {"model": model, "steps": str(arguments.steps)}
     return [{"prompt": prompt, "seed": str(seed), **shared} for seed, prompt in enumerate(prompts(count))]
 
 
-def _start_times(server: subprocess.Popen[bytes], port: int, timeout: float = 180.0) -> dict[str, float]:
+def _start_times(server: subprocess.Popen[bytes], port: int, timeout: float = 600.0) -> dict[str, float]:
     """Wait for the server; seconds from process start to the first 200 of `/livez` and of `/readyz`."""
     began = time.monotonic()
     times: dict[str, float] = {}
@@ -237,11 +268,11 @@ def _python(code: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def _local_folder(model: str) -> str:
+def _local_folder(catalog: str, model: str) -> str:
     """Where the weights are on this disk; fetched first if they come from the hub."""
     code = (
         "import app.catalog.loader as c, app.engine.hub as h;"
-        f"e = c.load_catalog([{model.split('/')[0]!r}]).resolve({model!r});"
+        f"e = c.load_catalog([{catalog!r}]).resolve({model!r});"
         "print(h.fetch(e, lambda fraction, words: None, h.hub_access()))"
     )
     return _python(code).strip().splitlines()[-1]
