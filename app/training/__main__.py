@@ -1,4 +1,4 @@
-"""`python -m app.training STAGE`: tokenizer, vae, bank, text, base, export, in this order."""
+"""`python -m app.training STAGE`: tokenizer, vae, bank, text, base, export, measure, in this order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from app.training.bank import make_bank
 from app.training.base import train_base
 from app.training.export import run_export
+from app.training.quality import measure
 from app.training.text import train_text
 from app.training.tokenizer import make_tokenizer
 from app.training.vae import train_vae
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     stage("text", train_text, minutes=4.0)
     stage("base", train_base, minutes=90.0, batch=64)
     stage("export", run_export, out="app/builtin/base")
+    stage("measure", measure, out="app/builtin/base", count=200, steps=20, guidance=3.0, dtype="float32")
     return top
 
 

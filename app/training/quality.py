@@ -53,7 +53,7 @@ def pictures(
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
         result = pipeline(
             some, num_inference_steps=steps, guidance_scale=guidance, height=CANVAS, width=CANVAS,
-            generator=generators, output_type="pt",
+            eta=1.0, generator=generators, output_type="pt",
         )  # fmt: skip
         parts.append(result.images.float())
     return torch.cat(parts)

@@ -256,6 +256,15 @@ skull = skull
 smiley,happy face = smile : yellow
 """
 
+FAVOURITES = frozenset(
+    """
+    cat dog fox panda pig frog owl penguin bear fish butterfly apple banana orange strawberry watermelon lemon
+    pizza burger donut cupcake mushroom tree sunflower rose cactus house castle mountain sunset rainbow car
+    bus rocket balloon sun moon star heart robot ghost snowman smiley pumpkin coffee
+    """.split()
+)
+"""Simple, well-known things, shown more often towards the end so that at least they come out well."""
+
 COLORS = {
     "red": "#e03b3b",
     "orange": "#f28c28",
