@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,15 @@ from app.training.vocabulary import COLORS, PAIR_SIZE, SIZES, read_nouns
 SIDES = sorted({*SIZES.values(), PAIR_SIZE})
 tiny_unet = partial(models.new_unet, channels=(16, 16, 32), heads=(1, 1, 2))
 tiny_vae = partial(models.new_vae, channels=(8, 8, 8, 8))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads that share a busy core are many times slower than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +202,9 @@ def test_the_vae_learns(monkeypatch: pytest.MonkeyPatch, pictures: dict[int, Ten
     generator = torch.Generator().manual_seed(0)
     losses = [
         vae.train_step(model, vae.random_batch(pictures, [0, 1], 4, 64, generator), optimizers)
-        for _ in range(60)
+        for _ in range(45)
     ]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
 
 
 def test_pictures_are_premultiplied(tmp_path: Path) -> None:
