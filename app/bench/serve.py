@@ -192,7 +192,11 @@ def _measure_served(dtype: str, arguments: argparse.Namespace, model: str, devic
                 served["start"] = _start_times(server, port)
                 asyncio.run(closed_loop("127.0.0.1", port, _queries(arguments, model, _BATCH), _BATCH))
                 for streams in STREAMS:
-                    count = arguments.requests if streams == _BATCH else max(streams, arguments.requests // 4)
+                    count = (
+                        arguments.requests
+                        if streams == _BATCH
+                        else min(arguments.requests, max(8, 4 * streams))
+                    )
                     rounds = [_load(port, arguments, model, count, streams) for _ in range(_ROUNDS)]
                     best = max(rounds, key=lambda one: one["images_per_second"])
                     served[str(streams)] = {**best, "rounds": [one["images_per_second"] for one in rounds]}
