@@ -189,7 +189,11 @@ class EngineWorker:
 
     def _load_all(self) -> None:
         while (entry := self._jobs.get()) is not None and not self._stopping.is_set():
-            self._load(entry)
+            # In a thread that ends with its job, and its pool of OpenMP threads with it: while more of them
+            # live than there are cores, those of the engine sleep at every barrier (a third of a small step).
+            job = threading.Thread(target=self._load, args=(entry,), name="darkroom-loading", daemon=True)
+            job.start()
+            job.join()
 
     def _load(self, entry: CatalogEntry) -> None:
         try:
