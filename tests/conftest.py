@@ -31,6 +31,12 @@ def make_settings(data_dir: Path, **values: Any) -> Settings:
 
 
 @pytest.fixture
+def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large batches say nothing about a tiny model; measuring them takes most of its loading."""
+    monkeypatch.setattr("app.engine.warm_up.MAX_ROWS", 8)
+
+
+@pytest.fixture
 def catalog() -> Catalog:
     """Two models without weights."""
     return make_catalog()

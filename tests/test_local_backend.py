@@ -28,6 +28,8 @@ from app.engine.request import (
 from app.errors import ModelLoadError, ModelNotReady, ShuttingDown
 from tests.tiny import make_pipeline
 
+pytestmark = pytest.mark.usefixtures("short_warm_up")
+
 
 def make_entry(name: str, source: Path) -> CatalogEntry:
     """An entry for a tiny checkpoint on disk."""

@@ -24,6 +24,8 @@ from app.families.stable_diffusion import StableDiffusion
 from tests.test_local_backend import Heard, make_entry, make_request, until
 from tests.tiny import make_pipeline
 
+pytestmark = pytest.mark.usefixtures("short_warm_up")
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

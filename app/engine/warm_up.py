@@ -43,11 +43,6 @@ class StepTimes:
     batch_seconds: float
     guided_step_seconds: float
 
-    @property
-    def rows_per_second(self) -> float:
-        """Throughput of the best batch."""
-        return self.batch_rows / self.batch_seconds
-
 
 @torch.inference_mode()
 def measure_steps(family: Family, entry: CatalogEntry) -> StepTimes:
@@ -61,7 +56,8 @@ def measure_steps(family: Family, entry: CatalogEntry) -> StepTimes:
     rows = 2
     while rows <= MAX_ROWS:
         try:
-            times[rows] = _fastest_forward(family, entry, rows)
+            # The first run of a size also prepares its kernels, which is part of warming up.
+            times[rows] = _fastest_forward(family, entry, rows, tries=4 if rows <= 4 else 3)
         except (RuntimeError, MemoryError) as error:
             if rows == 2 or not is_out_of_memory(error):
                 raise
@@ -75,20 +71,32 @@ def measure_steps(family: Family, entry: CatalogEntry) -> StepTimes:
     return StepTimes(chosen, times[chosen], times[2])
 
 
+@torch.inference_mode()
+def speed_ratio(family: Family, other: Family, entry: CatalogEntry, rows: int) -> float:
+    """How many times as fast `family` runs a batch as `other`, measured in turns.
+
+    In turns, because a machine that others use changes its speed within seconds: measured one after the
+    other, the same two models have come out at 0.5 and at 1.5.
+    """
+    pairs = range(3)
+    times = [
+        (_fastest_forward(family, entry, rows, 1), _fastest_forward(other, entry, rows, 1)) for _ in pairs
+    ]
+    return min(theirs for _, theirs in times) / min(ours for ours, _ in times)
+
+
 def _rate(times: dict[int, float], rows: int) -> float:
     return rows / times[rows]
 
 
-def _fastest_forward(family: Family, entry: CatalogEntry, rows: int) -> float:
+def _fastest_forward(family: Family, entry: CatalogEntry, rows: int, tries: int) -> float:
     """Seconds of a forward of so many rows: the fastest of a few, since others use the machine too."""
     shape = family.latent_shape(entry.defaults.width, entry.defaults.height)
     latents = torch.zeros((rows, *shape), dtype=torch.float32, device=family.device)
     timesteps = torch.full((rows,), 500.0, dtype=torch.float32, device=family.device)
     embeds = family.encode_prompt("").embeds.expand(rows, -1, -1).contiguous()
-    # The first run of a size also prepares the kernels, which is part of warming up.
     return min(
-        _timed(lambda: family.predict_noise(latents, timesteps, embeds), family.device)
-        for _ in range(5 if rows <= 4 else 3)
+        _timed(lambda: family.predict_noise(latents, timesteps, embeds), family.device) for _ in range(tries)
     )
 
 
