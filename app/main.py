@@ -133,7 +133,7 @@ def _wire(settings: Settings, backend: Backend | None, catalog: Catalog | None) 
     cookies = ClientCookies(settings.signing_key())
     database = Database(settings.database_url, settings.data_dir)
     generation_rows, vote_rows = GenerationRepository(database), VoteRepository(database)
-    storage = StorageThreads()
+    storage = StorageThreads(database.together)
     owner = secrets.token_urlsafe(12)
     generation_service = GenerationService(
         catalog,

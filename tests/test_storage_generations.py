@@ -59,7 +59,9 @@ def test_a_batch_is_stored_whole_or_not_at_all(generations: GenerationRepository
 def test_finishing_keeps_what_became_of_it(generations: GenerationRepository) -> None:
     record = a_generation()
     generations.insert_many([record])
-    assert generations.mark_running(record.id)
+    generations.mark_running([record.id])
+    running = generations.get(record.id)
+    assert running is not None and running.state == "running"
     finished_at = datetime(2026, 11, 22, 1, 3, tzinfo=UTC)
     assert generations.finish(
         record.id, **FINISHED, image_bytes=2**40, notices=["A word was cut."], finished_at=finished_at
@@ -96,7 +98,7 @@ def test_what_has_ended_never_changes(generations: GenerationRepository, ending:
     ended = generations.get(record.id)
     assert ended is not None
     assert ended.state == ending
-    assert not generations.mark_running(record.id)
+    generations.mark_running([record.id])
     assert [change() for change in changes.values()] == [False, False, False]
     assert generations.get(record.id) == ended
 
@@ -122,7 +124,7 @@ def test_unknown_and_impossible_ids_are_simply_not_there(generations: Generation
         assert generations.get(bad) is None
         assert generations.of_batch(bad) == []
         assert generations.recent(before=(datetime.now(UTC), bad)) == []
-        assert not generations.mark_running(bad)
+        generations.mark_running([bad])
         assert not generations.cancel(bad)
         assert not generations.delete(bad)
     assert generations.get_many(["unknown", "\x00", "\ud800"]) == []

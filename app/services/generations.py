@@ -8,10 +8,11 @@ import math
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NoReturn
 
 import anyio.to_thread
@@ -54,6 +55,9 @@ from app.storage.votes import VoteRepository
 logger = logging.getLogger(__name__)
 UnknownWords = Callable[[CatalogEntry, str], Sequence[str]]
 """The words of a prompt that a model was never taught."""
+
+_Keep = Callable[[], Awaitable[object]]
+"""Writes down what became of a generation; called again if the storage did not answer."""
 
 _ID_BYTES = 16
 _POLL_SECONDS = 1.0
@@ -123,6 +127,7 @@ class GenerationService:
         self._live: dict[str, LiveGeneration] = {}
         # Finals whose row or file could not be written, still shown from memory; the oldest goes first.
         self._unkept: OrderedDict[str, LiveGeneration] = OrderedDict()
+        self._starting: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self._closed = False
@@ -159,7 +164,7 @@ class GenerationService:
         # They count from here on, so that a burst cannot pass the limit while rows are being written.
         self._live.update((live.record.id, live) for live in lives)
         try:
-            await self._storage.run(self._generations.insert_many, [live.record for live in lives])
+            await self._storage.write(self._generations.insert_many, [live.record for live in lives])
         except BaseException as error:
             self._forget(lives)
             if not isinstance(error, DarkroomError):
@@ -290,7 +295,7 @@ class GenerationService:
     async def _cancel_rows(self, ids: Sequence[str]) -> None:
         for id_ in ids:
             try:
-                await self._storage.run(self._generations.cancel, id_)
+                await self._storage.write(self._generations.cancel, id_)
             except StorageUnavailable:
                 logger.warning("a generation that was never queued may stay in the table until restart")
 
@@ -331,7 +336,7 @@ class GenerationService:
                 live.record = replace(live.record, state="running", notices=live.record.notices + notices)
                 live.publish(state="running", place=None, notices=live.record.notices)
                 self.figures.waits[live.record.model].observe(time.monotonic() - live.asked_at)
-                self._write(live, self._mark_running(live))
+                self._mark_running(live)
             case Progress():
                 if event.preview is not None and not live.previewed:
                     live.previewed = True
@@ -344,14 +349,17 @@ class GenerationService:
                 )
             case Finished() | Failed() | Aborted():
                 live.ending = True
-                self._write(live, self._end(live, event))
+                self._spawn(self._end(live, event))
 
-    def _write(self, live: LiveGeneration, write: Any) -> None:
-        """Writes about one generation happen one after the other, off the listener's path."""
-        live.writes = self._spawn(_after(live.writes, write))
+    def _mark_running(self, live: LiveGeneration) -> None:
+        """Write down that it runs, in one statement with those that start in the same moment."""
+        if not self._starting:
+            self._spawn(self._mark_starting())
+        self._starting.append(live.record.id)
 
-    async def _mark_running(self, live: LiveGeneration) -> None:
-        await self._try(lambda: self._generations.mark_running(live.record.id))
+    async def _mark_starting(self) -> None:
+        starting, self._starting = self._starting, []
+        await self._try(lambda: self._storage.write(self._generations.mark_running, starting))
 
     async def _end(self, live: LiveGeneration, event: Finished | Failed | Aborted) -> None:
         """Keep what came of it, then tell; if keeping fails, tell all the same and try again later."""
@@ -373,8 +381,8 @@ class GenerationService:
 
     async def _outcome(
         self, live: LiveGeneration, event: Finished | Failed | Aborted
-    ) -> tuple[dict[str, Any], Callable[[], object]]:
-        """What the watchers will see, and how it is kept (blocking)."""
+    ) -> tuple[dict[str, Any], _Keep]:
+        """What the watchers will see, and how it is kept."""
         record = live.record
         now = datetime.now(UTC)
         if isinstance(event, Finished):
@@ -395,7 +403,7 @@ class GenerationService:
                     "place": None,
                     "seconds_left": None,
                 },
-                lambda: self._generations.fail(record.id, error.code, error.message),
+                lambda: self._storage.write(self._generations.fail, record.id, error.code, error.message),
             )
         return (
             {
@@ -406,12 +414,12 @@ class GenerationService:
                 "place": None,
                 "seconds_left": None,
             },
-            lambda: self._generations.cancel(record.id),
+            lambda: self._storage.write(self._generations.cancel, record.id),
         )
 
     async def _finished(
         self, live: LiveGeneration, event: Finished, now: datetime
-    ) -> tuple[dict[str, Any], Callable[[], object]]:
+    ) -> tuple[dict[str, Any], _Keep]:
         record = replace(
             live.record,
             state="done",
@@ -424,17 +432,20 @@ class GenerationService:
         record = replace(record, image_bytes=len(png))
         live.record = record
 
-        def keep() -> None:
-            self._images.put(image_key(record.id), png)
-            self._generations.finish(
-                record.id,
-                revision=record.revision,
-                versions=record.versions,
-                seconds=event.seconds,
-                image_bytes=len(png),
-                notices=record.notices,
-                finished_at=now,
-            )
+        finish = partial(
+            self._generations.finish,
+            record.id,
+            revision=record.revision,
+            versions=record.versions,
+            seconds=event.seconds,
+            image_bytes=len(png),
+            notices=record.notices,
+            finished_at=now,
+        )
+
+        async def keep() -> None:
+            await self._storage.run(self._images.put, image_key(record.id), png)
+            await self._storage.write(finish)
 
         changes = {
             "state": "done",
@@ -452,9 +463,9 @@ class GenerationService:
         }
         return changes, keep
 
-    async def _try(self, keep: Callable[[], object]) -> bool:
+    async def _try(self, keep: _Keep) -> bool:
         try:
-            await self._storage.run(keep)
+            await keep()
         except StorageUnavailable:
             logger.warning("what became of a generation could not be written down yet")
             return False
@@ -464,7 +475,7 @@ class GenerationService:
             return False
         return True
 
-    async def _keep_later(self, live: LiveGeneration, keep: Callable[[], object]) -> None:
+    async def _keep_later(self, live: LiveGeneration, keep: _Keep) -> None:
         id_ = live.record.id
         self._unkept[id_] = live
         while len(self._unkept) > _UNKEPT_LIMIT:
@@ -791,9 +802,3 @@ async def _ended(live: LiveGeneration) -> None:
         while not live.view.final:
             subscription.clear()
             await subscription.wait()
-
-
-async def _after(previous: asyncio.Task[None] | None, write: Any) -> None:
-    if previous is not None:
-        await asyncio.wait([previous])
-    await write

@@ -66,7 +66,6 @@ class LiveGeneration:
         self.previewed = False
         self.ending = False
         self.abort_message: str | None = None
-        self.writes: asyncio.Task[None] | None = None
         self._on_unwatched = on_unwatched
         self._subscriptions: set[Subscription] = set()
 

@@ -18,6 +18,8 @@ from app.engine.request import Finished
 from app.storage.records import GenerationRecord
 
 PARAMETERS_KEY = "darkroom"
+_PNG_LEVEL = 4
+"""Half the time of zlib's usual 6 for a file 4% larger."""
 
 
 @cache
@@ -71,7 +73,7 @@ def encode_png(pixels: bytes, record: GenerationRecord) -> bytes:
     chunks.add_text(PARAMETERS_KEY, json.dumps(picture_parameters(record)))
     chunks.add_itxt("parameters", _readable_parameters(record))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=chunks)
+    image.save(buffer, "PNG", pnginfo=chunks, compress_level=_PNG_LEVEL)
     return buffer.getvalue()
 
 

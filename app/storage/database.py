@@ -118,6 +118,7 @@ class Database:
         # SQLite's own wait is a sleep and a retry, which is neither fair nor fast. Writers of this process
         # queue here instead, before they take a connection; other processes meet SQLite's busy_timeout.
         self._sqlite_writer = threading.Lock()
+        self._group = threading.local()
         if self.is_sqlite:
             with translated():
                 Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +177,11 @@ class Database:
             StorageUnavailable: The database does not answer, is locked, or its disk is full; nothing of the
                 transaction is kept.
         """
+        group: Session | None = getattr(self._group, "session", None)
+        if group is not None:
+            with translated():
+                yield group
+            return
         db_engine = self._write_engine
         with (
             translated(),
@@ -184,6 +190,23 @@ class Database:
             session.begin(),
         ):
             yield session
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Makes every `writing` of this thread inside it part of one transaction: one commit for all.
+
+        A commit waits for the disk, so sixteen pictures that end together would wait sixteen times. Whatever
+        one of them raises must leave this block as well: nothing of all of them is kept then.
+
+        Raises:
+            StorageUnavailable: As `writing`.
+        """
+        with self.writing() as session:
+            self._group.session = session
+            try:
+                yield
+            finally:
+                self._group.session = None
 
     @contextmanager
     def _one_writer(self) -> Iterator[None]:

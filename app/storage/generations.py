@@ -52,9 +52,14 @@ class GenerationRepository:
         with self._database.writing() as session:
             session.execute(insert(GenerationRow), [_columns(record) for record in records])
 
-    def mark_running(self, generation_id: str) -> bool:
-        """From waiting to running."""
-        return self._change(generation_id, ("waiting",), state="running")
+    def mark_running(self, generation_ids: Sequence[str]) -> None:
+        """From waiting to running; what does not wait stays as it is."""
+        with self._database.writing() as session:
+            for some in chunks(generation_ids):
+                rows = update(GenerationRow).where(
+                    GenerationRow.id.in_(some), GenerationRow.state == "waiting"
+                )
+                session.execute(rows.values(state="running"))
 
     def finish(
         self,
