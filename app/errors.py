@@ -15,6 +15,7 @@
     │   └── ShuttingDown         503  the process is ending
     ├── GenerationError          500  one generation failed; its neighbours go on
     │   ├── OutOfMemory          500  not even a batch of one fits
+    │   ├── PictureWithheld      422  the safety checker flagged the picture
     │   ├── ModelLoadError       500  weights are missing, corrupt or not allowed
     │   └── EngineDied           500  the device or the engine thread is lost
     └── InvalidConfiguration     500  a setting or a catalogue is wrong; told at start-up, not to clients
@@ -115,6 +116,13 @@ class OutOfMemory(GenerationError):
     """Not even a batch of one fits on the device."""
 
     code = "out_of_memory"
+
+
+class PictureWithheld(GenerationError):
+    """The safety checker flagged the finished picture."""
+
+    code = "picture_withheld"
+    status = 422
 
 
 class ModelLoadError(GenerationError):

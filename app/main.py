@@ -21,7 +21,7 @@ from starlette.types import Scope
 from app.backends.base import Backend
 from app.backends.local import LocalBackend
 from app.catalog.entry import Catalog
-from app.catalog.loader import load_catalog
+from app.catalog.loader import checked_by, load_catalog
 from app.catalog.vocabulary import unknown_words
 from app.errors import StorageUnavailable
 from app.resources import static_dir
@@ -120,6 +120,7 @@ def create_app(
 def _wire(settings: Settings, backend: Backend | None, catalog: Catalog | None) -> _Process:
     if catalog is None:
         catalog = load_catalog(settings.catalog)
+    catalog = checked_by(catalog, settings.safety_checker_source)
     if backend is None:
         backend = LocalBackend(
             catalog,

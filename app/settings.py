@@ -19,6 +19,8 @@ PREFIX = "DARKROOM_"
 _SECRETS = ("secret_key", "admin_token", "database_url", "HF_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 _SECRET_BYTES = 32
 _SECRET_LENGTH = 16
+_SAFETY_CHECKER = "CompVis/stable-diffusion-safety-checker"
+_DEVICE = r"(auto|cpu|mps|cuda(:\d{1,3})?)"
 
 
 class Settings(BaseSettings):
@@ -71,8 +73,9 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
-        description="Device that pictures are made on: auto, cpu, mps, cuda or cuda:N.",
+        pattern=rf"^{_DEVICE}( *, *{_DEVICE})*$",
+        description="Device that pictures are made on: auto, cpu, mps, cuda or cuda:N; of several, separated "
+        "by commas, each takes a part of the models.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -86,6 +89,12 @@ class Settings(BaseSettings):
         le=1000,
         description="Most models in memory on a device; the one used longest ago makes room for one that is "
         "asked for. 0 loads all of them at the start.",
+    )
+    safety_checker: str = Field(
+        "off",
+        max_length=2000,
+        description="What looks at every finished picture before it is shown: off, on "
+        "(CompVis/stable-diffusion-safety-checker), another hub id, or a folder with one.",
     )
     max_queue: int = Field(64, ge=1, le=100_000, description="Generations that may wait or run at once.")
     max_per_client: int = Field(16, ge=1, le=100_000, description="How many of them one client may hold.")
@@ -137,6 +146,11 @@ class Settings(BaseSettings):
             if not host.isprintable() or any(character in host for character in "/@ "):
                 raise ValueError(f"a host name without scheme and path is needed, not {host!r}")
         return value
+
+    @property
+    def safety_checker_source(self) -> str:
+        """Hub id or folder of the safety checker, '' if it is off."""
+        return {"off": "", "on": _SAFETY_CHECKER}.get(self.safety_checker.lower(), self.safety_checker)
 
     @property
     def media_location(self) -> str:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from accelerate.hooks import CpuOffload
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from app.backends.local import LocalBackend
-from app.catalog.entry import Catalog
+from app.catalog.entry import Catalog, CatalogEntry
 from app.engine.faults import release_cached_memory
 from app.engine.loading import load_family
 from app.engine.placement import place
 from app.engine.request import Failed, Finished, Progress
-from app.engine.room import needed_bytes
+from app.engine.room import check_room, needed_bytes
 from app.engine.sharing import memory_use, share_equal_tensors
-from app.errors import ModelNotReady
+from app.engine.warm_up import warm_up_picture
+from app.errors import ModelLoadError, ModelNotReady
 from app.families.stable_diffusion import StableDiffusion
+from tests.hub_standin import Hub, hub_standin
 from tests.test_local_backend import Heard, make_entry, make_request, until
 from tests.tiny import make_pipeline
 
@@ -193,6 +199,139 @@ def test_needed_bytes_are_those_that_loading_takes(folders: dict[str, Path]) -> 
     held = sum(tensor.nbytes for _, tensor in load(folders["a"]).named_weights())
     assert 0.9 * held <= needed <= 1.1 * held
     assert needed_bytes(folders["a"], torch.float16) < 0.6 * needed
+
+
+@pytest.fixture
+def slow_hub(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Hub, Catalog]]:
+    """A model whose weights take half a minute to arrive."""
+    with hub_standin() as hub:
+        hub.add("someone/slow", folders["a"])
+        hub.faults.chunk_seconds = 0.3
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        entry = dataclasses.replace(make_entry("slow", folders["a"]), source="someone/slow")
+        yield hub, Catalog((entry,), entry)
+
+
+async def test_unloading_stops_a_download_and_loading_again_goes_on_with_it(
+    slow_hub: tuple[Hub, Catalog],
+) -> None:
+    """A failure means that gigabytes come in which nobody wants any more, or come twice."""
+    hub, catalog = slow_hub
+    backend = LocalBackend(catalog, device="cpu", threads=1)
+    await backend.start()
+    try:
+        unet = "unet/diffusion_pytorch_model.safetensors"
+        await until(lambda: hub.bytes_sent[unet] > 10_000)
+        waiting = Heard()
+        backend.add_request(make_request("waiting", "test/slow"), waiting)
+        backend.unload_model("test/slow")
+        await until(lambda: backend.status().models[0].state == "unloaded")
+        files = hub.repositories["someone/slow"].files
+        assert hub.bytes_sent[unet] < files[unet].stat().st_size, "it was fetched to its end"
+        final = await waiting.final()
+        assert isinstance(final, Failed) and isinstance(final.error, ModelNotReady)
+        hub.faults.chunk_seconds = 0.0
+        backend.load_model("test/slow")
+        await until(lambda: backend.status().models[0].state == "ready")
+        assert any("range" in headers for _, _, headers in hub.requests), "it began anew"
+    finally:
+        await backend.stop()
+
+
+async def test_loading_goes_on_if_it_is_wanted_again_at_once(slow_hub: tuple[Hub, Catalog]) -> None:
+    hub, catalog = slow_hub
+    backend = LocalBackend(catalog, device="cpu", threads=1)
+    await backend.start()
+    try:
+        await until(lambda: "downloading" in backend.status().models[0].stage)
+        backend.unload_model("test/slow")
+        backend.load_model("test/slow")
+        hub.faults.chunk_seconds = 0.0
+        heard = Heard()
+        await until(lambda: backend.status().models[0].state in ("waiting", "loading", "ready"))
+        backend.add_request(make_request("asked", "test/slow"), heard)
+        assert isinstance(await heard.final(), Finished)
+    finally:
+        await backend.stop()
+
+
+async def test_on_demand_those_who_wait_are_served_before_it_leaves(slow_hub: tuple[Hub, Catalog]) -> None:
+    hub, catalog = slow_hub
+    backend = LocalBackend(catalog, device="cpu", threads=1, max_loaded=1)
+    await backend.start()
+    try:
+        await until(lambda: "downloading" in backend.status().models[0].stage)
+        heard = Heard()
+        backend.add_request(make_request("asked", "test/slow"), heard)
+        backend.unload_model("test/slow")
+        hub.faults.chunk_seconds = 0.0
+        assert isinstance(await heard.final(), Finished)
+        await until(lambda: backend.status().models[0].state == "unloaded")
+    finally:
+        await backend.stop()
+
+
+def offloaded(folder: Path) -> CatalogEntry:
+    """An entry whose parts wait in main memory."""
+    return dataclasses.replace(make_entry("x", folder), cpu_offload=True)
+
+
+def test_parts_that_are_offloaded_visit_the_device_when_their_turn_comes(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hooks must see our calls, which go past the pipeline's own; a failure means weights left behind.
+
+    The device is this CPU: what is shown is the order of visits, and that the picture stays the same.
+    """
+    entry, cpu = offloaded(folders["a"]), torch.device("cpu")
+    visits: list[str] = []
+    original = CpuOffload.pre_forward
+
+    def visited(hook: CpuOffload, module: torch.nn.Module, *args: object, **kwargs: object) -> object:
+        if visits[-1:] != [type(module).__name__]:
+            visits.append(type(module).__name__)
+        return original(hook, module, *args, **kwargs)
+
+    pipeline = StableDiffusionPipeline.from_pretrained(entry.source, dtype=torch.float32)
+    monkeypatch.setattr(CpuOffload, "pre_forward", visited)
+    pipeline.enable_model_cpu_offload(device=cpu)
+    picture = warm_up_picture(StableDiffusion(pipeline, cpu), entry)
+    assert visits == ["CLIPTextModel", "UNet2DConditionModel", "AutoencoderKL"]
+    assert torch.equal(picture, warm_up_picture(load(folders["a"]), entry))
+
+
+def test_what_is_offloaded_needs_room_for_two_parts_on_the_device(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure means that a card too small for the whole model refuses what offloading is for."""
+    entry, folder, gpu = offloaded(folders["a"]), folders["a"], torch.device("cuda", 0)
+    family = load(folder)
+    smallest = min(part_bytes(family, "vae"), part_bytes(family, "text_encoder"))
+    two = needed_bytes(folder, torch.float32) - smallest
+    room = {"cuda": two + smallest // 2, "cpu": 10**9}
+    monkeypatch.setattr("app.engine.room.free_bytes", lambda device: room[device.type])
+    check_room(entry, folder, gpu, torch.float32)
+    with pytest.raises(ModelLoadError, match="are free"):
+        check_room(make_entry("x", folder), folder, gpu, torch.float32)
+    room["cuda"] = two - smallest // 2
+    with pytest.raises(ModelLoadError, match="are free"):
+        check_room(entry, folder, gpu, torch.float32)
+    room.update(cuda=10**9, cpu=two + smallest // 2)
+    with pytest.raises(ModelLoadError, match="are free"):
+        check_room(entry, folder, gpu, torch.float32)
+
+
+def test_on_the_cpu_offloading_changes_nothing_and_says_so(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "app"):
+        family = load_family(offloaded(folders["a"]), torch.device("cpu"), torch.float32)
+    assert "cpu_offload changes nothing" in caplog.text
+    assert all(tensor.device.type == "cpu" for _, tensor in family.named_weights())
 
 
 def test_a_hundred_loads_leak_nothing(folders: dict[str, Path]) -> None:

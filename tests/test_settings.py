@@ -61,6 +61,12 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.allowed_hosts == ("pictures.example", "[::1]")
 
 
+@pytest.mark.parametrize("value", ["auto", "CUDA:3", "cuda:0, cuda:1", "cpu,cuda"])
+def test_several_devices_can_be_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DARKROOM_DEVICE", value)
+    assert load_settings().device == value.lower()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "part"),
     [
@@ -71,6 +77,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MAX_QUEUE", "0", "DARKROOM_MAX_QUEUE"),
         ("DTYPE", "int8", "'bfloat16'"),
         ("DEVICE", "/dev/null", "DARKROOM_DEVICE"),
+        ("DEVICE", "cuda:0,", "DARKROOM_DEVICE"),
         ("SSE_PING_SECONDS", "nan", "DARKROOM_SSE_PING_SECONDS"),
         ("READER_GRACE_SECONDS", "-1", "DARKROOM_READER_GRACE_SECONDS"),
         ("LOG_LEVEL", "chatty", "'debug'"),

@@ -75,7 +75,8 @@ class CatalogEntry:
         attention_slicing: Attention in slices: less memory, slower.
         vae_slicing: Pictures of a batch are decoded one by one.
         vae_tiling: Large pictures are decoded in tiles.
-        cpu_offload: Parts wait in main memory and visit the device when needed.
+        cpu_offload: On a GPU, parts wait in main memory and visit the device when needed.
+        safety_checker: Hub id or absolute folder of what sees every finished picture first; '' is none.
     """
 
     set_name: str
@@ -99,6 +100,7 @@ class CatalogEntry:
     vae_slicing: bool = False
     vae_tiling: bool = False
     cpu_offload: bool = False
+    safety_checker: str = ""
 
     @property
     def id(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,6 +107,28 @@ def load_catalog(names_or_paths: Sequence[str]) -> Catalog:
         entries += read
         defaults.append(default)
     return Catalog(tuple(entries), defaults[0])
+
+
+def checked_by(catalog: Catalog, source: str) -> Catalog:
+    """The catalogue with a safety checker that sees every finished picture first.
+
+    Args:
+        catalog: As it was read.
+        source: A hub id (owner/name), or a folder from the working directory; '' leaves everything as it is.
+
+    Raises:
+        InvalidConfiguration: The source is neither.
+    """
+    if not source:
+        return catalog
+    located = _located(Path.cwd() / "settings", source)
+    if not Path(located).is_absolute() and not ("/" in located and _HUB_ID.fullmatch(located)):
+        raise InvalidConfiguration(
+            "DARKROOM_SAFETY_CHECKER: is neither 'on' nor 'off', no hub id (owner/name), and no path that "
+            f"begins with {_PATHS}."
+        )
+    entries = tuple(replace(entry, safety_checker=located) for entry in catalog.entries)
+    return Catalog(entries, entries[catalog.entries.index(catalog.default)])
 
 
 def _find(name_or_path: str) -> Path:

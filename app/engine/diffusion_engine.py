@@ -31,13 +31,17 @@ from app.engine.request import (
     Waiting,
 )
 from app.engine.running import RunningRequest
-from app.errors import DarkroomError, EngineDied, GenerationError, OutOfMemory
+from app.engine.safety import SafetyChecker, blurred
+from app.errors import DarkroomError, EngineDied, GenerationError, OutOfMemory, PictureWithheld
 from app.families.base import Family
 
 logger = logging.getLogger(__name__)
 
 DECODE_PICTURES = 4
 """Final pictures decoded in one turn: enough to batch, few enough not to stall the steps of others."""
+
+
+_WITHHELD = "The safety checker withheld the finished picture; try another seed, or other words."
 
 
 @dataclass(slots=True)
@@ -52,6 +56,7 @@ class LoadedModel:
         batch_rows: Forward rows of one batch, measured at warm-up.
         step_seconds: Seconds of a full batch, measured at warm-up.
         decode_pictures: Pictures of one decode; shrinks when memory runs out.
+        safety_checker: Sees every finished picture first; previews, which it does not see, are blurred.
     """
 
     id: str
@@ -61,6 +66,7 @@ class LoadedModel:
     batch_rows: int
     step_seconds: float
     decode_pictures: int = DECODE_PICTURES
+    safety_checker: SafetyChecker | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +284,11 @@ class DiffusionEngine:
         shown = [running for running in batch if running.request.preview]
         pixels: dict[str, NDArray[np.uint8]] = {}
         if shown:
-            pictures = to_pixels(model.preview_map(torch.cat([running.denoised for running in shown])))
-            pixels = {running.request.id: picture for running, picture in zip(shown, pictures, strict=True)}
+            pictures = model.preview_map(torch.cat([running.denoised for running in shown]))
+            if model.safety_checker is not None:
+                pictures = blurred(pictures)
+            ids = [running.request.id for running in shown]
+            pixels = dict(zip(ids, to_pixels(pictures), strict=True))
         now = self._clock()
         for running in batch:
             seconds = now - running.started
@@ -300,12 +309,15 @@ class DiffusionEngine:
         ][: model.decode_pictures]
         try:
             pixels = decode_pixels(model.family, torch.cat([running.latents for running in batch])).numpy()
+            checker = model.safety_checker
+            flagged = [False] * len(batch) if checker is None else checker.flags(pixels)
         except Exception as caught:
             error = self._translate(caught)
         else:
-            for running, picture in zip(batch, pixels, strict=True):
+            for running, picture, withheld in zip(batch, pixels, flagged, strict=True):
                 running.alone = running.alone and len(batch) == 1
-                self._end(running.request.id, self._finished(model, running, picture))
+                finished = self._finished(model, running, picture)
+                self._end(running.request.id, Failed(PictureWithheld(_WITHHELD)) if withheld else finished)
             return
         if isinstance(error, OutOfMemory):
             release_cached_memory()

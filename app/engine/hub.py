@@ -46,7 +46,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # they are ex
 )
 
 from app.catalog.entry import WEIGHTS_SUFFIX, CatalogEntry
-from app.engine.weight_files import INDEX, MissingFile, check_pipeline, is_whole, select_files, told
+from app.engine.weight_files import MissingFile, check_pipeline, index_of, is_whole, select_files, told
 from app.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
@@ -218,15 +218,16 @@ def _local(entry: CatalogEntry) -> Path:
     folder = entry.folder
     if folder is None:
         raise ModelLoadError(f"{entry.id}: there is no such folder.")
-    if not (folder / INDEX).is_file():
+    index = index_of(entry)
+    if not (folder / index).is_file():
         raise ModelLoadError(
-            f"{entry.id}: the folder holds no model in the diffusers layout ({INDEX} is missing)."
+            f"{entry.id}: the folder holds no model in the diffusers layout ({index} is missing)."
         )
     try:
         names = select_files(_names(folder), entry)
     except MissingFile as error:
         raise ModelLoadError(f"{entry.id}: a file is missing: {error}.") from error
-    check_pipeline(folder / INDEX, entry)
+    check_pipeline(folder / index_of(entry), entry)
     for name in names:
         if not is_whole(folder / name):
             raise ModelLoadError(f"{entry.id}: {told(name)} is corrupt.")
@@ -271,7 +272,7 @@ def _cached(entry: CatalogEntry, access: HubAccess) -> Path | None:
         _delete(snapshot / name)
     if damaged:
         return None
-    check_pipeline(snapshot / INDEX, entry)
+    check_pipeline(snapshot / index_of(entry), entry)
     return snapshot
 
 
@@ -343,7 +344,7 @@ class _Download:
         missing = [file for file in self._plan.files if not self._present(file)]
         if missing:
             self._fetch_all(missing)
-        check_pipeline(self._snapshot / INDEX, self._entry)
+        check_pipeline(self._snapshot / index_of(self._entry), self._entry)
         self._write_ref()
         return self._snapshot
 
@@ -366,8 +367,8 @@ class _Download:
         for file in missing:
             self._fetch(file)
             self._point(file)
-            if file.name == INDEX:
-                check_pipeline(self._snapshot / INDEX, self._entry)
+            if file.name == index_of(self._entry):
+                check_pipeline(self._snapshot / index_of(self._entry), self._entry)
         logger.info("%s: fetched", self._entry.id)
 
     def _check_space(self) -> None:

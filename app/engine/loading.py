@@ -6,6 +6,8 @@ import hashlib
 import logging
 import pickle
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +64,31 @@ def load_family(
     access = access or hub_access()
     source = fetch(entry, report, access)
     check_room(entry, source, device, dtype)
+    with reading(entry, access):
+        pipeline = _read(entry, source, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    _save_memory(pipeline, entry)
+    return StableDiffusion(_placed(pipeline, entry, device), device)
+
+
+@contextmanager
+def reading(entry: CatalogEntry, access: HubAccess) -> Iterator[None]:
+    """Around the reading of weights: one at a time, errors in people's words, corrupt downloads deleted.
+
+    Raises:
+        ModelLoadError: In place of whatever went wrong inside.
+    """
     try:
         with _ONE_AT_A_TIME:
-            pipeline = _read(entry, source, dtype)
+            yield
+    except ModelLoadError:
+        raise
     except Exception as error:
         logger.error("loading %s failed", entry.id, exc_info=error)
         reason = _reason(error)
         if entry.from_hub and reason == _CORRUPT and discard_corrupt(entry, access):
             reason += " It was deleted; try again to fetch it again."
         raise ModelLoadError(f"{entry.id}: {reason}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    _save_memory(pipeline, entry)
-    return StableDiffusion(_placed(pipeline, entry, device), device)
 
 
 def _placed(pipeline: Any, entry: CatalogEntry, device: torch.device) -> Any:
@@ -81,7 +96,10 @@ def _placed(pipeline: Any, entry: CatalogEntry, device: torch.device) -> Any:
     if entry.cpu_offload and device.type != "cpu":
         pipeline.enable_model_cpu_offload(device=device)
         return pipeline
-    return pipeline.to(device)
+    if entry.cpu_offload:
+        logger.info("%s: cpu_offload changes nothing here: it is in main memory anyway", entry.id)
+    # float16 on a CPU is slow, not wrong, and was asked for: no need to be warned of it.
+    return pipeline.to(device, silence_dtype_warnings=True)
 
 
 def _save_memory(pipeline: Any, entry: CatalogEntry) -> None:

@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from app.catalog.entry import CatalogEntry
+from app.engine.weight_files import SAFETY_CHECKER
 from app.errors import ModelLoadError
 
 _PARTS = ("unet", "vae", "text_encoder")
@@ -38,24 +39,39 @@ def needed_bytes(source: Path, dtype: torch.dtype) -> int:
         source: A folder in the diffusers layout, or a `.safetensors` file.
         dtype: Precision that it will be loaded in.
     """
-    if source.is_file():
-        return _file_bytes(source, dtype)
-    parts = [[*(source / part).glob("*.safetensors"), *(source / part).glob("*.bin")] for part in _PARTS]
-    return sum(max((_file_bytes(file, dtype) for file in files), default=0) for files in parts)
+    return sum(_part_bytes(source, dtype))
 
 
 def check_room(entry: CatalogEntry, source: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse a model that does not fit.
 
+    Offloaded to the host it needs room for its two largest parts on the device (the VAE stays there until the
+    next picture, beside the UNet), and for all of it on the host.
+
     Raises:
         ModelLoadError: The message states what is needed and what is free.
     """
-    needed, free = needed_bytes(source, dtype), free_bytes(device)
+    sizes = _part_bytes(source, dtype, ("",) if entry.family == SAFETY_CHECKER else _PARTS)
+    if entry.cpu_offload and device.type != "cpu":
+        _check(entry, sum(sorted(sizes)[-2:]), device)
+        device = torch.device("cpu")
+    _check(entry, sum(sizes), device)
+
+
+def _check(entry: CatalogEntry, needed: int, device: torch.device) -> None:
+    free = free_bytes(device)
     if needed > free:
         raise ModelLoadError(
             f"{entry.id}: there is not enough memory for it: "
             f"it needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
         )
+
+
+def _part_bytes(source: Path, dtype: torch.dtype, parts: tuple[str, ...] = _PARTS) -> list[int]:
+    if source.is_file():
+        return [_file_bytes(source, dtype)]
+    files = [[*(source / part).glob("*.safetensors"), *(source / part).glob("*.bin")] for part in parts]
+    return [max((_file_bytes(file, dtype) for file in found), default=0) for found in files]
 
 
 def _file_bytes(file: Path, dtype: torch.dtype) -> int:

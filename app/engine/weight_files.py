@@ -15,6 +15,11 @@ INDEX = "model_index.json"
 PIPELINES = {"stable_diffusion": "StableDiffusionPipeline"}
 """What `model_index.json` calls the pipelines that a family can load."""
 
+SAFETY_CHECKER = "safety_checker"
+"""Family of an entry that is no model, but what looks at finished pictures."""
+
+_CHECKER = "StableDiffusionSafetyChecker"
+_CHECKER_CONFIGS = ("config.json", "preprocessor_config.json")
 _CONFIGS = (
     INDEX,
     "unet/config.json",
@@ -27,7 +32,9 @@ _WEIGHTS = {  # part: (stem of its safetensors files, stem of its .bin files)
     "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "text_encoder": ("model", "pytorch_model"),
+    "": ("model", "pytorch_model"),  # the safety checker's own repository
 }
+_PARTS = ("unet", "vae", "text_encoder")
 _LONGEST_HEADER = 100_000_000
 
 
@@ -59,26 +66,36 @@ def select_files(names: Collection[str], entry: CatalogEntry) -> tuple[str, ...]
         ModelLoadError: A part comes as `.bin` only, and the entry does not allow it.
     """
     known = set(names)
-    chosen = [*_CONFIGS, *_tokenizer(known)]
-    for part in _WEIGHTS:
-        chosen += _weights(known, part, entry)
+    if entry.family == SAFETY_CHECKER:
+        chosen = [*_CHECKER_CONFIGS, *_weights(known, "", entry)]
+    else:
+        chosen = [*_CONFIGS, *_tokenizer(known)]
+        for part in _PARTS:
+            chosen += _weights(known, part, entry)
     for name in chosen:
         if name not in known:
             raise MissingFile(name)
     return tuple(chosen)
 
 
+def index_of(entry: CatalogEntry) -> str:
+    """The file that says of what architecture the checkpoint is."""
+    return _CHECKER_CONFIGS[0] if entry.family == SAFETY_CHECKER else INDEX
+
+
 def check_pipeline(index: Path, entry: CatalogEntry) -> None:
     """Refuse a checkpoint of another architecture before its weights are fetched.
 
     Raises:
-        ModelLoadError: `model_index.json` cannot be read, or names a pipeline that the family cannot load.
+        ModelLoadError: The index (see `index_of`) cannot be read, or names what the family cannot load.
     """
+    checker = entry.family == SAFETY_CHECKER
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"{entry.id}: {INDEX} is corrupt.") from error
-    wanted = PIPELINES[entry.family]
+        content = json.loads(index.read_text(encoding="utf-8"))
+        found = content["architectures"][0] if checker else content["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelLoadError(f"{entry.id}: {index.name} is corrupt.") from error
+    wanted = _CHECKER if checker else PIPELINES[entry.family]
     if found != wanted:
         shown = re.sub(r"\W", "", str(found))[:60]
         raise ModelLoadError(f"{entry.id}: it is a {shown}; the family {entry.family} loads {wanted} only.")
@@ -122,7 +139,7 @@ def _weights(known: Collection[str], part: str, entry: CatalogEntry) -> list[str
     safe, pickled = _WEIGHTS[part]
     for stem, suffix in ((safe, "safetensors"), (pickled, "bin")):
         for variant in variants:
-            found = _one_set(known, f"{part}/{stem}", variant, suffix)
+            found = _one_set(known, f"{part}/{stem}".lstrip("/"), variant, suffix)
             if found and suffix == "bin" and not entry.allow_pickle:
                 raise ModelLoadError(
                     f"{entry.id}: its {part} comes as a .bin file only, which may hold code. To read it by "
@@ -131,7 +148,7 @@ def _weights(known: Collection[str], part: str, entry: CatalogEntry) -> list[str
                 )
             if found:
                 return found
-    raise MissingFile(f"{part}/{safe}.safetensors")
+    raise MissingFile(f"{part}/{safe}.safetensors".lstrip("/"))
 
 
 def _one_set(known: Collection[str], stem: str, variant: str, suffix: str) -> list[str]:

@@ -25,10 +25,11 @@ import torch
 from app.catalog.entry import CatalogEntry
 from app.engine.diffusion_engine import DiffusionEngine, Emission, LoadedModel
 from app.engine.faults import release_cached_memory
-from app.engine.hub import Report, hub_access
+from app.engine.hub import HubAccess, Report, hub_access
 from app.engine.loading import load_family, revision_of
 from app.engine.previews import PreviewMap, encode_jpeg, preview_map_for
 from app.engine.request import Aborted, Failed, GenerationEvent, GenerationRequest, Progress, Waiting
+from app.engine.safety import SafetyChecker, load_safety_checker
 from app.engine.sharing import memory_use, share_equal_tensors, total_bytes
 from app.engine.warm_up import (
     MIN_PSNR,
@@ -86,6 +87,11 @@ class _Prepared:
     family: StableDiffusion
     preview_map: PreviewMap
     revision: str
+    safety_checker: SafetyChecker | None
+
+
+class _NotWanted(Exception):
+    """The model was unloaded while it was being loaded."""
 
 
 _Command = Callable[[], None]
@@ -120,12 +126,16 @@ class EngineWorker:
         self._loading: set[str] = set()
         self._wanted: deque[str] = deque()
         self._draining: set[str] = set()
+        self._unwanted: set[str] = set()
+        """Unloaded while they were being loaded; the loader thread looks here."""
         self._refused: dict[str, DarkroomError] = {}
         self._last_used: dict[str, float] = {}
         self._held: dict[str, list[GenerationRequest]] = {entry.id: [] for entry in entries}
         self.alive = True
         self.encode_seconds = 0.0
         self.memory_bytes = 0
+        self._safety_checker: SafetyChecker | None = None
+        """Loaded before the first model; the loader thread's until then."""
         self._threads = [
             threading.Thread(target=self._load_all, name="darkroom-loader", daemon=True),
             threading.Thread(target=self._run, name="darkroom-engine", daemon=True),
@@ -200,18 +210,37 @@ class EngineWorker:
         try:
             access = hub_access(self._options.hub_token)
             fetched = self._fetch_report(entry)
+            checker = self._checker_for(entry, fetched, access)
             family = load_family(entry, self.device, self._load_dtype(entry), fetched, access)
+            self._check_wanted(entry.id)
             self._report(entry.id, progress=0.4, stage="fitting previews")
             preview_map = preview_map_for(
                 family, entry.defaults.width, entry.defaults.height, self._options.preview_cache
             )
-            prepared = _Prepared(entry, family, preview_map, revision_of(entry, access))
+            prepared = _Prepared(entry, family, preview_map, revision_of(entry, access), checker)
+            self._check_wanted(entry.id)
+        except _NotWanted:
+            self._commands.put(lambda: self._end_unwanted(entry.id))
         except Exception as error:
             failure = self._load_failure(entry, error)
             self._commands.put(lambda: self._give_up(entry.id, failure))
         else:
             self._report(entry.id, progress=0.6, stage="warming up")
             self._commands.put(lambda: self._warm_up(prepared))
+
+    def _checker_for(self, entry: CatalogEntry, report: Report, access: HubAccess) -> SafetyChecker | None:
+        """What looks at the model's pictures: loaded once, and no model without it where it is asked for."""
+        if not entry.safety_checker:
+            return None
+        if self._safety_checker is None:
+            # Its thresholds are fine: bfloat16 would be too coarse for them.
+            dtype = torch.float16 if self.device.type == "cuda" else torch.float32
+            self._safety_checker = load_safety_checker(entry, self.device, dtype, report, access)
+        return self._safety_checker
+
+    def _check_wanted(self, model: str) -> None:
+        if model in self._unwanted and not self._held[model]:
+            raise _NotWanted
 
     def _fetch_report(self, entry: CatalogEntry) -> Report:
         """Tells a download on the status, and every tenth of it in the log; ends it when the process ends."""
@@ -221,6 +250,7 @@ class EngineWorker:
             nonlocal logged
             if self._stopping.is_set():
                 raise ShuttingDown("The server is stopping.")
+            self._check_wanted(entry.id)
             if entry.from_hub and int(fraction * 10) > logged:
                 logged = int(fraction * 10)
                 logger.info("%s: %s", entry.id, words)
@@ -292,6 +322,7 @@ class EngineWorker:
             self._engine.add_request(request)
         else:
             self._held[model].append(request)
+            self._want_after_all(model)
             self._send([Emission(request.id, Waiting(len(self._held[model])))])
             if model not in self._loading:
                 self._want(model)
@@ -313,6 +344,7 @@ class EngineWorker:
     def _want(self, model: str) -> None:
         """Load a model as soon as there is room; a loaded one is dropped first."""
         self._refused.pop(model, None)
+        self._want_after_all(model)
         if model in self._loading or model in self._wanted:
             return
         self._wanted.append(model)
@@ -347,8 +379,27 @@ class EngineWorker:
             self._fail_held(model, self._refused[model])
         if model in self._families:
             self._drain(model)
-        elif model not in self._loading:
+        elif model in self._loading:
+            self._unwanted.add(model)
+            self._report(model, state="unloading", stage="its loading is being stopped", error=None)
+        else:
             self._report(model, state="unloaded", stage="", error=None)
+
+    def _want_after_all(self, model: str) -> None:
+        if model in self._unwanted:
+            self._unwanted.discard(model)
+            self._report(model, state="loading", error=None)
+
+    def _end_unwanted(self, model: str) -> None:
+        """Loading stopped early, unless somebody has asked for the model since: then it begins again."""
+        self._loading.discard(model)
+        if model in self._unwanted:
+            self._unwanted.discard(model)
+            self._report(model, state="unloaded", progress=0.0, stage="", error=None)
+            release_cached_memory()
+            self._start_wanted()
+        else:
+            self._want(model)
 
     def _drain(self, model: str) -> None:
         if model not in self._draining:
@@ -375,6 +426,7 @@ class EngineWorker:
 
     def _give_up(self, model: str, failure: DarkroomError) -> None:
         self._loading.discard(model)
+        self._unwanted.discard(model)
         self._refused[model] = failure
         self._report(model, state="failed", error=failure.message, stage="")
         self._fail_held(model, ModelNotReady(failure.message))
@@ -382,15 +434,25 @@ class EngineWorker:
 
     def _warm_up(self, prepared: _Prepared) -> None:
         entry = prepared.entry
+        if entry.id in self._unwanted and not self._held[entry.id]:
+            self._end_unwanted(entry.id)
+            return
         try:
             family, times, psnr = self._best_precision(prepared)
-            if not entry.cpu_offload:  # Parts that wander between host and device lose what they share.
+            # Parts that wander between host and device lose what they share.
+            if self.device.type == "cpu" or not entry.cpu_offload:
                 share_equal_tensors(family, list(self._families.values()))
         except Exception as error:
             self._give_up(entry.id, self._load_failure(entry, error))
             return
         model = LoadedModel(
-            entry.id, family, prepared.preview_map, prepared.revision, times.batch_rows, times.batch_seconds
+            entry.id,
+            family,
+            prepared.preview_map,
+            prepared.revision,
+            times.batch_rows,
+            times.batch_seconds,
+            safety_checker=prepared.safety_checker,
         )
         self._engine.add_model(model)
         self._loading.discard(entry.id)
@@ -414,17 +476,19 @@ class EngineWorker:
         )
         self._report_memory()
         held, self._held[entry.id] = self._held[entry.id], []
-        if entry.id in self._refused:  # Unloaded while it was being loaded.
-            self._drain(entry.id)
         for request in held:
             self._add(request)
+        if entry.id in self._unwanted:  # Unloaded while those who waited for it had to be served.
+            self._unwanted.discard(entry.id)
+            self._drain(entry.id)
         self._start_wanted()
 
     def _report_memory(self) -> None:
         """What every loaded model holds changes whenever one comes or goes."""
         for model, use in memory_use(self._families).items():
             self._report(model, memory_bytes=use.alone + use.shared, shared_bytes=use.shared)
-        self.memory_bytes = total_bytes(self._families.values())
+        checker = self._safety_checker
+        self.memory_bytes = total_bytes(self._families.values()) + (checker.memory_bytes if checker else 0)
 
     def _best_precision(self, prepared: _Prepared) -> tuple[StableDiffusion, StepTimes, float | None]:
         """The model in the precision that serves best, what its steps cost, and its PSNR against float32."""

@@ -74,6 +74,7 @@ class StatusService:
             live=live,
             ready=ready,
             storage=self._storage_works,
+            safety_checker=all(entry.safety_checker for entry in self._catalog.entries),
             uptime_seconds=round(time.monotonic() - self._began, 1),
             version=software_versions()["darkroom"],
         )

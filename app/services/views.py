@@ -201,6 +201,7 @@ class HealthView:
         live: Whether the process should be left alive.
         ready: Whether it can serve.
         storage: Whether the database answers.
+        safety_checker: Whether every finished picture is checked before it is shown.
         uptime_seconds: Since the process started.
         version: Of Darkroom.
     """
@@ -216,6 +217,7 @@ class HealthView:
     live: bool
     ready: bool
     storage: bool
+    safety_checker: bool
     uptime_seconds: float
     version: str
 

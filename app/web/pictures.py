@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import anyio
 from starlette.requests import Request
 
-from app.errors import DarkroomError, GenerationError, OutOfMemory, ShuttingDown
+from app.errors import DarkroomError, GenerationError, OutOfMemory, PictureWithheld, ShuttingDown
 from app.services.views import GenerationView
 from app.web.dependencies import services_of
 
@@ -52,7 +52,7 @@ async def finished_pictures(
 def failure_of(view: GenerationView) -> DarkroomError:
     """Why a generation has no picture."""
     message = view.error_message or "The picture could not be made."
-    for error in (ShuttingDown, OutOfMemory):
+    for error in (ShuttingDown, OutOfMemory, PictureWithheld):
         if view.error_code == error.code:
             return error(message)
     return GenerationError(message)

@@ -216,7 +216,7 @@ def health_json(health: HealthView) -> dict[str, Any]:
         "models": {model.name: _model_health(model) for model in health.models},
         "queue": {"waiting": health.waiting, "running": health.running, "limit": health.queue_limit},
         "storage": "ok" if health.storage else "unavailable",
-        "safety_checker": "off",
+        "safety_checker": "on" if health.safety_checker else "off",
         "uptime_seconds": health.uptime_seconds,
         "version": health.version,
     }
