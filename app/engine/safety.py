@@ -79,7 +79,7 @@ def load_safety_checker(
     # Its repository may hold a .bin file only, which is read by torch's weights-only loader and runs no code.
     checker = dataclasses.replace(
         entry, set_name="safety", name="checker", source=entry.safety_checker, revision="", variant="",
-        config="", adapter="", family=SAFETY_CHECKER, allow_pickle=True, cpu_offload=False,
+        config="", family=SAFETY_CHECKER, allow_pickle=True, cpu_offload=False,
     )  # fmt: skip
     source = fetch(checker, report, access)
     check_room(checker, source, device, dtype)
