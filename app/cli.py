@@ -31,6 +31,7 @@ _BENCHES = {
     "batch": "what batching gains for one model",
     "models": "every model of a catalogue: seconds, images per second, memory",
     "memory": "what holding equal tensors once saves, at the size of Stable Diffusion 1.x",
+    "quality": "whether pictures follow held-out prompts; compares models",
 }
 _Command = Callable[[argparse.Namespace], int]
 

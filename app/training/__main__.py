@@ -1,4 +1,7 @@
-"""`python -m app.training STAGE`: tokenizer, vae, bank, text, base, export, measure, in this order."""
+"""`python -m app.training STAGE`, in this order.
+
+tokenizer, vae, bank, text, base, export; contrastive (also with --evaluator); sheet draws a contact sheet.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import torch
 
 from app.training.bank import make_bank
 from app.training.base import train_base
+from app.training.contrastive import train_contrastive
 from app.training.export import run_export
-from app.training.quality import measure
+from app.training.sheet import make_sheet
 from app.training.text import train_text
 from app.training.tokenizer import make_tokenizer
 from app.training.vae import train_vae
@@ -39,7 +43,15 @@ def parser() -> argparse.ArgumentParser:
     stage("text", train_text, minutes=4.0)
     stage("base", train_base, minutes=90.0, batch=64)
     stage("export", run_export, out="app/builtin/base")
-    stage("measure", measure, out="app/builtin/base", count=200, steps=20, guidance=3.0, dtype="float32")
+    stage(
+        "contrastive", train_contrastive,
+        evaluator=False, minutes=6.0, batch=128, count=30000, device="auto", out="",
+    )  # fmt: skip
+    stage(
+        "sheet", make_sheet,
+        out="docs/models/contact-sheet.png", catalog="builtin", models="base", prompts="", seed=0,
+        device="auto",
+    )  # fmt: skip
     return top
 
 

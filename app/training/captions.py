@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,21 +17,47 @@ PREFIXES = ("a picture of ", "a drawing of ", "an image of ", "a photo of ")
 PLAIN, EMPTY = 0.10, 0.10
 
 
+@dataclass(frozen=True)
+class Statement:
+    """What a caption says; what it leaves open is empty.
+
+    Attributes:
+        nouns: Indices of the things named; no things for an empty caption.
+        ordered: Whether a pair is told by sides; `nouns` are then left to right.
+        size: 'small' or 'big'.
+        place: One of `PLACES`.
+        color: The background's name.
+    """
+
+    nouns: tuple[int, ...] = ()
+    ordered: bool = False
+    size: str = ""
+    place: str = ""
+    color: str = ""
+
+
 def caption(scene: Scene, nouns: list[Noun], rng: random.Random) -> str:
     """Describe a scene: by its noun alone, not at all (10%), or by some of its facts."""
+    return describe(scene, nouns, rng)[0]
+
+
+def describe(
+    scene: Scene, nouns: list[Noun], rng: random.Random, empty: float = EMPTY
+) -> tuple[str, Statement]:
+    """A caption, empty in a share of `empty`, and what it says."""
     draw = rng.random()
-    if draw < EMPTY:
-        return ""
+    if draw < empty:
+        return "", Statement()
     if len(scene.nouns) == 2:
-        text = _pair(scene, nouns, rng)
-    elif draw < EMPTY + PLAIN:
-        return _thing(nouns[scene.nouns[0]], "", rng, article=rng.random() < 0.7)
+        text, stated = _pair(scene, nouns, rng)
+    elif draw < empty + PLAIN:
+        return _thing(nouns[scene.nouns[0]], "", rng, article=rng.random() < 0.7), Statement(scene.nouns)
     else:
-        text = _single(scene, nouns, rng)
-    return rng.choice(PREFIXES) + text if rng.random() < 0.08 else text
+        text, stated = _single(scene, nouns, rng)
+    return (rng.choice(PREFIXES) + text if rng.random() < 0.08 else text), stated
 
 
-def _single(scene: Scene, nouns: list[Noun], rng: random.Random) -> str:
+def _single(scene: Scene, nouns: list[Noun], rng: random.Random) -> tuple[str, Statement]:
     size = scene.size_word if scene.size_word and rng.random() < 0.6 else ""
     text = _thing(nouns[scene.nouns[0]], size, rng, article=rng.random() < 0.9)
     place = (
@@ -42,12 +69,20 @@ def _single(scene: Scene, nouns: list[Noun], rng: random.Random) -> str:
     parts = [place, background]
     if background.startswith("on") and rng.random() < 0.3:
         parts.reverse()
-    return text + "".join(f" {part}" if not part.startswith(",") else part for part in parts if part)
+    text += "".join(f" {part}" if not part.startswith(",") else part for part in parts if part)
+    stated = Statement(
+        scene.nouns,
+        size=size,
+        place=scene.place if place else "",
+        color=scene.color if background else "",
+    )
+    return text, stated
 
 
-def _pair(scene: Scene, nouns: list[Noun], rng: random.Random) -> str:
+def _pair(scene: Scene, nouns: list[Noun], rng: random.Random) -> tuple[str, Statement]:
     names = [_thing(nouns[i], "", rng, article=True) for i in scene.nouns]
-    if rng.random() < 0.3:
+    ordered = rng.random() < 0.3
+    if ordered:
         if rng.random() < 0.5:
             text = f"{names[0]} on the left and {names[1]} on the right"
         else:
@@ -57,7 +92,8 @@ def _pair(scene: Scene, nouns: list[Noun], rng: random.Random) -> str:
     else:
         text = " and ".join(names)
     background = _background(scene.color, rng) if scene.color and rng.random() < 0.5 else ""
-    return text + (background if background.startswith(",") else f" {background}" if background else "")
+    text += background if background.startswith(",") else f" {background}" if background else ""
+    return text, Statement(scene.nouns, ordered=ordered, color=scene.color if background else "")
 
 
 def _thing(noun: Noun, size: str, rng: random.Random, article: bool) -> str:
@@ -93,7 +129,10 @@ class Captioner:
 
     def __call__(self, scenes: list[Scene], rng: random.Random) -> Tensor:
         """Token ids (n, MAX_LENGTH)."""
-        texts = [caption(scene, self.nouns, rng) for scene in scenes]
+        return self.ids([caption(scene, self.nouns, rng) for scene in scenes])
+
+    def ids(self, texts: list[str]) -> Tensor:
+        """Token ids (n, MAX_LENGTH) of texts."""
         if len(self._known) > 200_000:
             self._known.clear()
         new = list({text for text in texts if text not in self._known})
