@@ -25,7 +25,7 @@ from app.catalog.vocabulary import unknown_words
 from app.engine.denoising import denoise_step
 from app.engine.loading import load_family
 from app.engine.noise_schedulers import NAMES, make_noise_scheduler
-from app.engine.previews import fit_preview_map, preview_map_for, sample_pictures
+from app.engine.previews import fit_preview_map, preview_map_for, sample_pictures, to_pixels
 from app.engine.request import GenerationRequest
 from app.engine.running import RunningRequest
 from app.families.stable_diffusion import StableDiffusion
@@ -176,6 +176,17 @@ def test_previews_are_close_to_the_decode(entry: CatalogEntry, family: StableDif
     assert mean >= 20, f"{mean:.1f} dB"
     assert mean > simple, f"{mean:.1f} dB against {simple:.1f} of a 1×1 map"
     assert preview_map.patch * 16 >= 64
+
+
+def test_preview_pixels_are_those_of_the_slow_way(entry: CatalogEntry, family: StableDiffusion) -> None:
+    """Within one of 255; a failure would show patches with rows, columns or colours swapped."""
+    preview_map = preview_map_for(family, entry.defaults.width, entry.defaults.height, None)
+    shape = family.latent_shape(entry.defaults.width, entry.defaults.height)
+    latents = torch.randn((3, *shape), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        slow, fast = to_pixels(preview_map(latents)), preview_map.pixels(latents)
+    assert fast.shape == slow.shape and fast.dtype == slow.dtype
+    assert np.abs(fast.astype(int) - slow.astype(int)).max() <= 1
 
 
 def make_request(entry: CatalogEntry, prompt: str, seed: int) -> GenerationRequest:

@@ -23,7 +23,7 @@ from app.catalog.entry import CatalogEntry
 from app.catalog.loader import load_catalog
 from app.engine.denoising import decode_pixels, denoise_step
 from app.engine.loading import load_family
-from app.engine.previews import encode_jpeg, preview_map_for, to_pixels
+from app.engine.previews import encode_jpeg, preview_map_for
 from app.engine.request import GenerationRequest
 from app.engine.running import RunningRequest
 from app.engine.warm_up import warm_up_picture
@@ -86,7 +86,7 @@ def _preview_seconds(family: StableDiffusion, entry: CatalogEntry, batch: int) -
     parts: dict[str, list[float]] = {"map": [], "encode": [], "serialise": []}
     for _ in range(20):
         t0 = time.perf_counter()
-        pixels = to_pixels(preview_map(torch.cat(latents)))  # on the CPU: the device has finished
+        pixels = preview_map.pixels(torch.cat(latents))  # on the CPU: the device has finished
         t1 = time.perf_counter()
         encoded = [encode_jpeg(one) for one in pixels]
         t2 = time.perf_counter()

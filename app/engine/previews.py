@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ _RIDGE = 1e-3
 """Relative to the mean diagonal of the normal equations."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PreviewMap:
     """A linear map from latents to pixels.
 
@@ -58,6 +59,33 @@ class PreviewMap:
         margin = self.weight.shape[-1] // 2
         padded = F.pad(latents.to(self.weight), (margin,) * 4, mode="replicate") if margin else latents
         return F.pixel_shuffle(F.conv2d(padded.to(self.weight), self.weight, self.bias), self.patch)
+
+    def pixels(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+        """The same as `to_pixels` of the pictures, in half the time.
+
+        The range of bytes is in the weights, and what is rearranged are bytes and not floats.
+
+        Args:
+            latents: [n, channels, height, width], scaled as in the denoising loop.
+
+        Returns:
+            [n, height·patch, width·patch, 3] on the CPU.
+        """
+        margin = self.weight.shape[-1] // 2
+        padded = F.pad(latents.to(self.weight), (margin,) * 4, mode="replicate") if margin else latents
+        weight, bias = self._byte_weights
+        patches = F.conv2d(padded.to(weight), weight, bias).clamp_(0, 255).to(torch.uint8)
+        n, _, height, width = patches.shape
+        grid = patches.view(n, self.patch, self.patch, 3, height, width).permute(0, 4, 1, 5, 2, 3)
+        pixels: NDArray[np.uint8] = grid.reshape(n, height * self.patch, width * self.patch, 3).cpu().numpy()
+        return pixels
+
+    @cached_property
+    def _byte_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias for 0 … 255, their outputs ordered by row, column and colour of the patch."""
+        order = torch.arange(3 * self.patch**2, device=self.bias.device).view(3, self.patch, self.patch)
+        order = order.permute(1, 2, 0).flatten()
+        return self.weight[order] * 127.5, self.bias[order] * 127.5 + 127.5
 
     def to(self, device: torch.device) -> PreviewMap:
         """The same map on another device."""

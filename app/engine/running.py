@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,8 +57,8 @@ class RunningRequest:
         self.denoised = self.latents
         if request.step_seed is not None:
             generator = torch.Generator("cpu").manual_seed(request.step_seed)
-        accepted = inspect.signature(self._noise_scheduler.step).parameters
         offered = {"eta": request.eta, "generator": generator}
+        accepted = _step_parameters(type(self._noise_scheduler).step)
         self._step_arguments: dict[str, Any] = {k: v for k, v in offered.items() if k in accepted}
 
     @property
@@ -96,6 +98,11 @@ class RunningRequest:
                 return denoised  # type: ignore[no-any-return]
         # DPM++ keeps its predictions of x0 in a list, the newest last.
         return self._noise_scheduler.model_outputs[-1]  # type: ignore[no-any-return]
+
+
+@cache
+def _step_parameters(step: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(step).parameters)
 
 
 def mixed_noise(shape: tuple[int, ...], mix: SeedMix) -> torch.Tensor:

@@ -25,6 +25,9 @@ at the same speed, and one disturbed measurement must not leave a server with ti
 HOPELESS = 0.7
 """Doubling ends where throughput falls below this share of the best."""
 
+RATIO_ROWS = 16
+"""Forward rows at which two precisions are compared: a batch as it is common, and soon measured."""
+
 MIN_PSNR = 30.0
 """dB between the final pictures in half precision and in float32, below which half precision is refused."""
 
@@ -57,7 +60,7 @@ def measure_steps(family: Family, entry: CatalogEntry) -> StepTimes:
     while rows <= MAX_ROWS:
         try:
             # The first run of a size also prepares its kernels, which is part of warming up.
-            times[rows] = _fastest_forward(family, entry, rows, tries=4 if rows <= 4 else 3)
+            times[rows] = _fastest_forward(family, entry, rows, tries=4 if rows <= 4 else 2)
         except (RuntimeError, MemoryError) as error:
             if rows == 2 or not is_out_of_memory(error):
                 raise
@@ -72,15 +75,16 @@ def measure_steps(family: Family, entry: CatalogEntry) -> StepTimes:
 
 
 @torch.inference_mode()
-def speed_ratio(family: Family, other: Family, entry: CatalogEntry, rows: int) -> float:
-    """How many times as fast `family` runs a batch as `other`, measured in turns.
+def speed_ratio(family: Family, other: Family, entry: CatalogEntry) -> float:
+    """How many times as fast `family` runs a batch of `RATIO_ROWS` as `other`, measured in turns.
 
     In turns, because a machine that others use changes its speed within seconds: measured one after the
     other, the same two models have come out at 0.5 and at 1.5.
     """
     pairs = range(3)
     times = [
-        (_fastest_forward(family, entry, rows, 1), _fastest_forward(other, entry, rows, 1)) for _ in pairs
+        (_fastest_forward(family, entry, RATIO_ROWS, 1), _fastest_forward(other, entry, RATIO_ROWS, 1))
+        for _ in pairs
     ]
     return min(theirs for _, theirs in times) / min(ours for ours, _ in times)
 

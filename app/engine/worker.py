@@ -494,21 +494,19 @@ class EngineWorker:
         """The model in the precision that serves best, what its steps cost, and its PSNR against float32."""
         family, entry = prepared.family, prepared.entry
         reference = warm_up_picture(family, entry)
-        times = measure_steps(family, entry)
         asked = {entry.dtype, self._options.dtype}
         if asked != {"auto"} or self.device.type != "cpu" or not computes_bfloat16_natively():
-            return family, times, None
+            return family, measure_steps(family, entry), None
         half = family.in_dtype(torch.bfloat16)
         psnr = picture_psnr(warm_up_picture(half, entry), reference)
-        half_times = measure_steps(half, entry)
-        ratio = speed_ratio(half, family, entry, min(half_times.batch_rows, times.batch_rows))
+        ratio = speed_ratio(half, family, entry)
         logger.info(
             "%s in bfloat16: %.2f times as fast as in float32, %.1f dB from its picture",
             *(entry.id, ratio, psnr),
         )
         if psnr >= MIN_PSNR and ratio > 1:
-            return half, half_times, psnr
-        return family, times, None
+            return half, measure_steps(half, entry), psnr
+        return family, measure_steps(family, entry), None
 
     def _load_failure(self, entry: CatalogEntry, error: Exception) -> DarkroomError:
         if isinstance(error, DarkroomError):

@@ -35,6 +35,8 @@ class StableDiffusion:
         self._vae = pipeline.vae.eval().requires_grad_(False)
         self._text_encoder = pipeline.text_encoder.eval().requires_grad_(False)
         self._tokenizer = pipeline.tokenizer
+        # Asked for at every step, and diffusers walks through all modules to tell.
+        self._dtype: torch.dtype = self._unet.dtype
         self.encode_prompt = lru_cache(maxsize=_PROMPT_CACHE)(self._encode_prompt)
 
     @property
@@ -45,8 +47,7 @@ class StableDiffusion:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of a forward."""
-        dtype: torch.dtype = self._unet.dtype
-        return dtype
+        return self._dtype
 
     @property
     def noise_scheduler_config(self) -> dict[str, Any]:
