@@ -8,6 +8,10 @@ from pathlib import Path
 from app.errors import UnknownModel
 
 WEIGHTS_SUFFIX = ".safetensors"
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers and PEFT call the weights in an adapter's folder."""
+PACKAGED = "builtin/"
+"""What the names of folders that come with Darkroom begin with."""
 CONFIGS = Path(__file__).resolve().parent / "configs"
 SHIPPED_CONFIGS = ("sd1", "sd2")
 """Architectures whose configuration (no weights) comes with Darkroom, for single files."""
@@ -72,6 +76,8 @@ class CatalogEntry:
             safetensors file.
         variant: 'fp16' prefers weight files of that name; '' takes the plain ones.
         config: What a single file is: 'sd1', 'sd2' or a folder in the diffusers layout; '' for other sources.
+        adapter: A LoRA that is merged into the source's weights: a folder (resolved against the package, or
+            absolute) or the absolute path of a `.safetensors` file; '' for none.
         attention_slicing: Attention in slices: less memory, slower.
         vae_slicing: Pictures of a batch are decoded one by one.
         vae_tiling: Large pictures are decoded in tiles.
@@ -96,6 +102,7 @@ class CatalogEntry:
     allow_pickle: bool = False
     variant: str = ""
     config: str = ""
+    adapter: str = ""
     attention_slicing: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
@@ -125,9 +132,16 @@ class CatalogEntry:
     def from_hub(self) -> bool:
         """Whether the source is the id of a repository on the hub."""
         here = self.folder is not None or self.file is not None or Path(self.source).is_absolute()
-        return not here and not self.source.startswith(
-            "builtin/"
-        )  # a missing one is not looked for elsewhere
+        # A missing one of ours is not looked for elsewhere.
+        return not here and not self.source.startswith(PACKAGED)
+
+    @property
+    def adapter_file(self) -> Path | None:
+        """The file of the adapter's weights, whether it is there or not; None without an adapter."""
+        if not self.adapter:
+            return None
+        given = Path(__file__).resolve().parent.parent / self.adapter  # an absolute path stays what it is
+        return given if given.suffix == WEIGHTS_SUFFIX else given / ADAPTER_FILE
 
     @property
     def config_folder(self) -> Path | None:

@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.catalog.entry import SHIPPED_CONFIGS, WEIGHTS_SUFFIX, Catalog, CatalogEntry, Defaults, Limits
+from app.catalog.entry import (
+    PACKAGED,
+    SHIPPED_CONFIGS,
+    WEIGHTS_SUFFIX,
+    Catalog,
+    CatalogEntry,
+    Defaults,
+    Limits,
+)
 from app.errors import InvalidConfiguration
 
 NoiseScheduler = Literal["ddim", "euler", "euler_ancestral", "dpmpp_2m", "lcm"]
@@ -27,6 +35,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"([A-Za-z0-9][\w.-]{0,99})?", re.ASCII)
 _PATHS = "'/', './' or '../'"
+_PICKLE = re.compile(r"\.(ckpt|bin|pth?|pkl)$", re.I)
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
 _Place = Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000, pattern=r"^[^\x00-\x1f]*$")]
 _Side = Annotated[int, Field(ge=8, le=8192)]
@@ -71,6 +80,7 @@ class _ModelTable(_Table):
     allow_pickle: bool = False
     variant: Literal["", "fp16"] = ""
     config: _Place = ""
+    adapter: _Place = ""
     attention_slicing: bool = False
     vae_slicing: bool = False
     vae_tiling: bool = False
@@ -208,12 +218,14 @@ def _entry(path: Path, name: str, model: _ModelTable) -> CatalogEntry:
         allow_pickle=model.allow_pickle,
         variant=model.variant,
         config=model.config if model.config in SHIPPED_CONFIGS else _located(path, model.config),
+        adapter=_located(path, model.adapter),
         attention_slicing=model.attention_slicing,
         vae_slicing=model.vae_slicing,
         vae_tiling=model.vae_tiling,
         cpu_offload=model.cpu_offload,
     )
     _check_source(where, entry)
+    _check_adapter(where, entry)
     _check_defaults(where, entry)
     _check_sizes(where, entry)
     return entry
@@ -262,6 +274,18 @@ def _check_source(where: str, entry: CatalogEntry) -> None:
         raise InvalidConfiguration(
             f"{where}: revision: is no name of a branch, tag or commit: {_shown(entry.revision)}."
         )
+
+
+def _check_adapter(where: str, entry: CatalogEntry) -> None:
+    """The adapter is a folder or a safetensors file, on this disk."""
+    if not entry.adapter:
+        return
+    if not entry.adapter.startswith(PACKAGED) and not Path(entry.adapter).is_absolute():
+        raise InvalidConfiguration(
+            f"{where}: adapter: is no path of a folder or a {WEIGHTS_SUFFIX} file that begins with {_PATHS}."
+        )
+    if _PICKLE.search(entry.adapter):
+        raise InvalidConfiguration(f"{where}: adapter: of single files only {WEIGHTS_SUFFIX} is read.")
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from app.catalog.entry import CatalogEntry
 from app.engine.hub import HubAccess, Report, commit_of, discard_corrupt, fetch, hub_access
 from app.engine.room import check_room
 from app.engine.single_file import read_single_file
+from app.engine.weight_files import is_whole
 from app.errors import ModelLoadError
 from app.families.stable_diffusion import StableDiffusion
 
@@ -61,14 +62,31 @@ def load_family(
     Raises:
         ModelLoadError: The weights are missing, corrupt or out of reach; the message holds no path or token.
     """
+    pipeline = load_pipeline(entry, device, dtype, report, access)
+    _save_memory(pipeline, entry)
+    return StableDiffusion(_placed(pipeline, entry, device), device)
+
+
+def load_pipeline(
+    entry: CatalogEntry,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report = lambda fraction, words: None,
+    access: HubAccess | None = None,
+) -> Any:
+    """The stock `StableDiffusionPipeline` of an entry on the host, its adapter merged into its weights.
+
+    Arguments and errors are those of `load_family`; the device is where there must be room.
+    """
     access = access or hub_access()
     source = fetch(entry, report, access)
+    _check_adapter(entry)
     check_room(entry, source, device, dtype)
     with reading(entry, access):
         pipeline = _read(entry, source, dtype)
+        _merge_adapter(pipeline, entry)
     pipeline.set_progress_bar_config(disable=True)
-    _save_memory(pipeline, entry)
-    return StableDiffusion(_placed(pipeline, entry, device), device)
+    return pipeline
 
 
 @contextmanager
@@ -89,6 +107,36 @@ def reading(entry: CatalogEntry, access: HubAccess) -> Iterator[None]:
         if entry.from_hub and reason == _CORRUPT and discard_corrupt(entry, access):
             reason += " It was deleted; try again to fetch it again."
         raise ModelLoadError(f"{entry.id}: {reason}") from error
+
+
+def _check_adapter(entry: CatalogEntry) -> None:
+    file = entry.adapter_file
+    if file is not None and not file.is_file():
+        raise ModelLoadError(f"{entry.id}: there is no such adapter.")
+    if file is not None and not is_whole(file):
+        raise ModelLoadError(f"{entry.id}: the adapter's file is corrupt, or no safetensors file.")
+
+
+def _merge_adapter(pipeline: Any, entry: CatalogEntry) -> None:
+    """Add the adapter's change to the weights themselves: a forward then costs what it costs without one.
+
+    Raises:
+        ModelLoadError: It is for another architecture, or none that diffusers reads.
+    """
+    file = entry.adapter_file
+    if file is None:
+        return
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # It warns of every part that the adapter does not change.
+    try:
+        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+        pipeline.fuse_lora(components=list(pipeline.get_list_adapters()))
+        pipeline.unload_lora_weights()
+    except Exception as error:
+        logger.error("the adapter of %s cannot be merged", entry.id, exc_info=error)
+        raise ModelLoadError(f"{entry.id}: the adapter does not fit this model.") from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
 
 
 def _placed(pipeline: Any, entry: CatalogEntry, device: torch.device) -> Any:
@@ -132,9 +180,17 @@ def revision_of(entry: CatalogEntry, access: HubAccess | None = None) -> str:
     """What pictures are stamped with: the entry's own revision, the hub's commit, or a hash of the weights.
 
     Args:
-        entry: For a folder the first 12 hex digits of a SHA-256 over its safetensors files.
+        entry: For a folder the first 12 hex digits of a SHA-256 over its safetensors files; with an adapter,
+            of one over the source's revision and the adapter's file.
         access: How the hub is reached; None as the environment says.
     """
+    source = _source_revision(entry, access)
+    if entry.adapter_file is None:
+        return source
+    return hashlib.sha256(source.encode() + entry.adapter_file.read_bytes()).hexdigest()[:12]
+
+
+def _source_revision(entry: CatalogEntry, access: HubAccess | None) -> str:
     if entry.revision:
         return entry.revision
     if entry.from_hub:
