@@ -105,8 +105,10 @@ def _row(entry: CatalogEntry, default: bool) -> tuple[str, str, str, str, str]:
 def _weights(entry: CatalogEntry) -> str:
     if entry.folder is None:
         return entry.source
-    size = sum(file.stat().st_size for file in entry.folder.rglob("*.safetensors"))
-    return f"{size / 1e6:.1f} MB" if size else "missing"
+    files = [*entry.folder.rglob("*.safetensors"), *([entry.adapter_file] if entry.adapter_file else [])]
+    if not files or not all(file.is_file() for file in files):
+        return "missing"
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
 
 
 def _serve(parsed: argparse.Namespace) -> int:

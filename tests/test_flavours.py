@@ -255,3 +255,5 @@ def test_bare_and_full_names_mean_the_same_model(server: str, checkpoint: Path, 
     health = httpx.get(f"{server}/health").json()
     assert health["status"] == "healthy" and sorted(health["models_loaded"]) == ["a", "b", "base"]
     assert all(model["shared_bytes"] > 0 for model in health["models"].values()), health["models"]
+    # What a step costs is measured for the first of them alone: starting must not take three times as long.
+    assert len({model["step_seconds"] for model in health["models"].values()}) == 1

@@ -1,6 +1,7 @@
 """`python -m app.training STAGE`, in this order.
 
-tokenizer, vae, bank, text, base, export; contrastive (also with --evaluator); sheet draws a contact sheet.
+tokenizer, vae, bank, text, base, export; contrastive (also with --evaluator); scale; ddpo, once for each
+reward; sheet draws a contact sheet.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from app.training import ddpo
 from app.training.bank import make_bank
 from app.training.base import train_base
 from app.training.contrastive import train_contrastive
+from app.training.drawing import write_scale
 from app.training.export import run_export
 from app.training.sheet import make_sheet
 from app.training.text import train_text
@@ -47,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
         "contrastive", train_contrastive,
         evaluator=False, minutes=6.0, batch=128, count=30000, device="auto", out="",
     )  # fmt: skip
+    stage("scale", write_scale, model="builtin/base", count=256, device="auto", out="")
+    ddpo.add_stage(stages)
     stage(
         "sheet", make_sheet,
         out="docs/models/contact-sheet.png", catalog="builtin", models="base", prompts="", seed=0,

@@ -107,7 +107,7 @@ class Options:
     update_steps: int = _option(3, "with own noise: random steps of each picture to learn from; 0: all")
     updates: int = _option(1, "optimiser steps of a pass over an epoch")
     passes: int = _option(1, "passes over an epoch; from the second on ratios differ from 1")
-    rate: float = _option(6e-4, "learning rate; the paper's is 3e-4")
+    rate: float = _option(2e-3, "learning rate; the paper's is 3e-4")
     clip: float = _option(1e-3, "PPO's clip range; the paper's is 1e-4")
     rank: int = _option(8, "of the adapter")
     targets: str = _option("attention", "layers of the adapter: a key of app/training/lora.py's TARGETS")
@@ -291,7 +291,7 @@ class DDPO:
         return self._judged(prompts, torch.cat(parts), taken, seed)
 
     def _judged(self, prompts: Sequence[Prompt], latents: Tensor, taken: list[Decisions], seed: int) -> Epoch:
-        parts = [decode_pixels(self.family, some) for some in latents.split(self.options.batch)]
+        parts = [decode_pixels(self.family, some) for some in torch.split(latents, self.options.batch)]
         pictures, texts = torch.cat(parts), [prompt.text for prompt in prompts]
         rewards = checked(self.reward, pictures, texts)
         log_probs, found = torch.zeros(len(texts)).double(), torch.zeros(len(texts)).double()
@@ -360,7 +360,7 @@ class DDPO:
                 group = order[start : start + size]
                 for taken in group:
                     log_ratio, loss = self._loss(taken, advantages)
-                    (loss * self.weights[taken.step] / len(group)).backward()
+                    torch.autograd.backward(loss * self.weights[taken.step] / len(group))
                     ratios.append(log_ratio)
                 self._step()
         every = torch.cat(ratios)

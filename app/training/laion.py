@@ -41,10 +41,11 @@ class LaionAesthetic:
         except RuntimeError as exc:
             raise InvalidConfiguration(f"reward: {weights.name} holds no aesthetic predictor.") from exc
         self._layers.to(device).eval()
+        self._device = device
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         """Score each of (n, height, width, 3) uint8."""
-        embeds = self._clip.pictures(pictures).to(self._layers[0].weight.device)
+        embeds = self._clip.pictures(pictures).to(self._device)
         scores: Tensor = self._layers(embeds).squeeze(1).double().cpu()
         return scores

@@ -52,8 +52,8 @@ class DDIMSteps:
         variance = (1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)
         clip = float(scheduler.config.clip_sample_range) if scheduler.config.clip_sample else math.inf
         std = eta * variance.clamp_min(0).sqrt()
-        moved = (value.float().to(device) for value in (alpha, alpha_prev, std))
-        return cls(t.to(device), *moved, scheduler.config.prediction_type, clip)
+        alpha, alpha_prev, std = (value.float().to(device) for value in (alpha, alpha_prev, std))
+        return cls(t.to(device), alpha, alpha_prev, std, scheduler.config.prediction_type, clip)
 
     @property
     def random(self) -> list[int]:
@@ -88,12 +88,12 @@ class DDIMSteps:
     def sensitivity(self, step: int) -> float:
         """How many deviations the mean moves by when the prediction moves by one: few where noise is high."""
         alpha, alpha_prev, std = (float(v[step]) for v in (self.alpha, self.alpha_prev, self.std))
-        root, noise_root = alpha**0.5, (1 - alpha) ** 0.5
+        root, noise_root = math.sqrt(alpha), math.sqrt(1 - alpha)
         x0, epsilon = {
             "v_prediction": (-noise_root, root),
             "sample": (1.0, -root / noise_root),
         }.get(self.prediction_type, (-noise_root / root, 1.0))
-        return abs(alpha_prev**0.5 * x0 + max(0.0, 1 - alpha_prev - std**2) ** 0.5 * epsilon) / std
+        return abs(math.sqrt(alpha_prev) * x0 + math.sqrt(max(0.0, 1 - alpha_prev - std**2)) * epsilon) / std
 
     def deviation(self, latents: Tensor, index: Tensor) -> Tensor:
         """Deviation of the next latents, as a factor for (n, ...)."""
@@ -198,7 +198,7 @@ class Policy:
             latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
             embeds = torch.cat([negative.expand_as(embeds), embeds])
         with self._precision(latents.device):
-            rows = self.unet(latents.to(self.dtype), timesteps, embeds.to(self.dtype)).sample
+            rows: Tensor = self.unet(latents.to(self.dtype), timesteps, embeds.to(self.dtype)).sample
         rows = rows.float()
         if not guided:
             return rows

@@ -41,7 +41,7 @@ class ForeignJudge(Judge):
         """Unit embeddings (n, width), float32 on the CPU, of pictures (n, height, width, 3) uint8."""
         side, parts = self.model.config.vision_config.image_size, []
         mean, std = (torch.tensor(v).view(3, 1, 1).to(self.model.device) for v in (_CLIP_MEAN, _CLIP_STD))
-        for some in pictures.split(64):
+        for some in torch.split(pictures, 64):
             unit = some.to(self.model.device).permute(0, 3, 1, 2).float() / 255
             if unit.shape[2:] != (side, side):
                 unit = F.interpolate(unit, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
