@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.catalog.entry import CatalogEntry
+from app.catalog.entry import Catalog, CatalogEntry
 from app.catalog.loader import load_catalog
 from app.catalog.vocabulary import unknown_words
 from app.engine.denoising import denoise_step
@@ -38,8 +38,8 @@ MEGABYTE = 1_000_000
 
 @pytest.fixture(scope="module")
 def entry() -> CatalogEntry:
-    """The default model."""
-    return load_catalog(["builtin"]).default
+    """The base; its flavours have tests of their own."""
+    return load_catalog(["builtin"]).resolve("builtin/base")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,10 +52,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The real application in float32, ready."""
+def server(entry: CatalogEntry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real application in float32 with the base alone, ready."""
     settings = make_settings(tmp_path_factory.mktemp("data"), dtype="float32", threads=1, port=0)
-    with serving_in_thread(create_app(settings)) as address:
+    with serving_in_thread(create_app(settings, catalog=Catalog((entry,), entry))) as address:
         for _ in range(600):
             if httpx.get(f"{address}/readyz").status_code == 200:
                 break
