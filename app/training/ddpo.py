@@ -16,7 +16,7 @@ What keeps it honest: a picture of nothing compresses best. So the reward that i
     (reward - its mean) / its deviation + w · (log p(name | picture) - its mean) / its deviation
 
 with means and deviations of the untrained model, and p by a contrastive model that tells the thing's own
-name from 49 others. w grows while fewer than 90% as many pictures are found again as at first, and
+name from 49 others. w grows while fewer than 93% as many pictures are found again as at first, and
 shrinks while all are: an adaptive penalty, as PPO's (arXiv 1707.06347, section 4). `kl` adds a penalty on
 the distance from the untrained model's steps, for models without a contrastive one.
 """
@@ -64,15 +64,16 @@ from app.training.threads import Threads
 
 WARMUP, DECAY_FROM, LAST_RATE = 4, 0.6, 0.1
 """Updates of warm-up; share of the run from which the learning rate falls, and to what share of itself."""
-KEPT, MORE, LESS = 0.9, 1.25, 0.9
+KEPT, MORE, LESS = 0.93, 1.25, 0.9
 """The penalty's weight grows by MORE while less than KEPT of recognition is left, else shrinks by LESS."""
 WEIGHTS = (0.1, 4.0)
 """The least and the largest weight of the penalty."""
 WATCHED = 4
 """Epochs whose recognition is averaged."""
-LEAST_FOUND = 0.87
-STRENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0)
-"""The finished adapter's strengths that are tried, and what must be left of recognition."""
+LEAST_FOUND = 0.9
+STRENGTHS, WEAKER = (1.0, 1.4, 2.0), (0.7, 0.5, 0.35)
+"""What must be left of recognition, and the finished adapter's strengths that are tried: upwards while it is,
+else downwards until it is."""
 LEAST_LOG_PROB = -6.0
 """Log-probabilities of names count no lower: a hopeless picture must not outweigh all others."""
 SPREAD_MEMORY = 0.7
@@ -350,7 +351,8 @@ class DDPO:
         """PPO on the epoch's own steps; returns how far it went.
 
         Returns:
-            'clipped': share of ratios outside of the clip range; 'log_ratio': their mean absolute logarithm.
+            'clipped': share of ratios outside of the clip range; 'moved': root mean square of the adapter's
+            second matrices, which began as zeros.
         """
         advantages, ratios = self.advantages(epoch), []
         for _ in range(self.options.passes):
@@ -365,7 +367,9 @@ class DDPO:
                 self._step()
         every = torch.cat(ratios)
         clipped = (every.exp() - 1).abs() > self.options.clip
-        return {"clipped": float(clipped.float().mean()), "log_ratio": float(every.abs().mean())}
+        second = [p.detach().flatten() for name, p in self.unet.named_parameters() if ".lora_B." in name]
+        moved = torch.cat(second).square().mean().sqrt()
+        return {"clipped": float(clipped.float().mean()), "moved": float(moved)}
 
     def _loss(self, taken: Decisions, advantages: Tensor) -> tuple[Tensor, Tensor]:
         """Log-ratios (m · g,) and the loss of some decisions, in the company that they were taken in."""
@@ -400,7 +404,7 @@ class DDPO:
         began = time.monotonic()
         epoch = self.sample_epoch()
         drawn = time.monotonic()
-        figures = {"clipped": 0.0, "log_ratio": 0.0}
+        figures = {"clipped": 0.0, "moved": 0.0}
         if self.calibration is not None:
             figures = self.update(epoch)
         else:
@@ -437,7 +441,7 @@ class DDPO:
         return (
             f"epoch {len(self.history)} · {row['samples']:.0f} pictures · {self.clock.seconds:.0f} s · "
             f"reward {row['reward']:.3f} ± {row['deviation']:.3f}{recognised} · "
-            f"|log ratio| {row['log_ratio']:.1e}, {row['clipped']:.0%} clipped · "
+            f"moved {row['moved']:.1e}, {row['clipped']:.0%} clipped · "
             f"{row['draw_seconds']:.1f} + {row['update_seconds']:.1f} s "
             f"{sparkline([one['reward'] for one in self.history])}"
         )
@@ -457,23 +461,30 @@ class DDPO:
         if self.recognition is None:
             return 1.0, []
         state = adapter_state(self.unet)
-        prompts = random.Random(self.options.seed + 1).sample(self.prompts, min(64, len(self.prompts)))
-        tried = []
-        for strength in (0.0, *STRENGTHS):
-            set_adapter_state(self.unet, scaled(state, strength))
-            epoch = self.draw(self.served, prompts, torch.Generator().manual_seed(1), seed=-1)
-            tried.append(
-                {
-                    "strength": strength,
-                    "reward": float(epoch.rewards.mean()),
-                    "found": float(epoch.found.mean()),
-                }
-            )
-            print("strength " + ", ".join(f"{k} {v:.3f}" for k, v in tried[-1].items()), flush=True)
-        good = [row for row in tried[1:] if row["found"] >= LEAST_FOUND * tried[0]["found"]] or tried[1:2]
-        best = max(good, key=lambda row: row["reward"])["strength"]
+        base = self._at_strength(state, 0.0)
+        tried, good = [base], []
+        for strength in (*STRENGTHS, *WEAKER):
+            if strength < 1 and good:
+                break
+            if strength > 1 and not good:
+                continue
+            tried.append(self._at_strength(state, strength))
+            if tried[-1]["found"] >= LEAST_FOUND * base["found"]:
+                good.append(tried[-1])
+            elif strength > 1:
+                break
+        best = max(good or tried[-1:], key=lambda row: row["reward"])["strength"]
         set_adapter_state(self.unet, scaled(state, best))
         return best, tried
+
+    def _at_strength(self, state: dict[str, Tensor], strength: float) -> dict[str, float]:
+        """What the adapter does at a strength, on pictures that are the same for each but for that."""
+        prompts = random.Random(self.options.seed + 1).sample(self.prompts, min(64, len(self.prompts)))
+        set_adapter_state(self.unet, scaled(state, strength))
+        epoch = self.draw(self.served, prompts, torch.Generator().manual_seed(1), seed=-1)
+        reward, found = float(epoch.rewards.mean()), float(epoch.found.mean())
+        print(f"strength {strength:g}: reward {reward:.3f}, found {found:.3f}", flush=True)
+        return {"strength": strength, "reward": reward, "found": found}
 
     def record(self, strength: float, tried: list[dict[str, float]]) -> dict[str, object]:
         """How the adapter came about, for its folder."""
