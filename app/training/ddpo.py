@@ -178,7 +178,7 @@ class DDPO:
         pipeline.to(self.device)
         self.family = StableDiffusion(pipeline, self.device)
         self.unet: nn.Module = pipeline.unet
-        self._prepare_unet()
+        self._prepare(pipeline.vae)
         torch.manual_seed(options.seed)
         self.parameters = add_adapter(self.unet, options.rank, options.targets, self.dtype)
         # Gradients of mean log-probabilities are of 1e-6 and less: the usual eps would drown them.
@@ -210,13 +210,17 @@ class DDPO:
         self.path = Path(options.work) / f"ddpo-{_file_name(options)}.pt"
         self.clock = Clock(options.minutes, self._resume())
 
-    def _prepare_unet(self) -> None:
-        """Frozen, in the precision of the run; on CPUs by the kernels that are fast backwards too."""
+    def _prepare(self, vae: nn.Module) -> None:
+        """Frozen, in the precision of the run; on CPUs by the kernels that are fast backwards too.
+
+        In bfloat16 the VAE takes a quarter of its time, and files are 0.1% larger.
+        """
         self.unet.requires_grad_(False)
         if self.dtype == torch.float32:
             return
-        # Past the override of diffusers, which warns of parts to keep in float32 even where there are none.
-        nn.Module.to(self.unet, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for part in (self.unet, vae):
+            # Past diffusers' override, which warns of parts to keep in float32 even where there are none.
+            nn.Module.to(part, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cpu":
             self.unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
             speed_up(self.unet)
