@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +137,8 @@ def _draw(
             parts.append(draw_served(family, entry, wanted[start : start + batch], batch))
             bar.update(len(parts[-1]))
     pictures = torch.cat(parts)
-    return pictures[:split].unflatten(0, (-1, SEEDS)), pictures[split:].unflatten(0, (-1, VARIETY_SEEDS))
+    shape = pictures.shape[1:]
+    return pictures[:split].view(-1, SEEDS, *shape), pictures[split:].view(-1, VARIETY_SEEDS, *shape)
 
 
 def _judged(
@@ -251,4 +253,13 @@ def _write(
         "real": noted(real),
         "compared": compared,
     }
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    arguments.json.write_text(json.dumps(_without_nan(result), indent=1) + "\n", encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what could not be computed is null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else None

@@ -187,7 +187,7 @@ class Patches(nn.Conv2d):
         rows, columns = height // side, width // side
         cut = input.view(n, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
         out = F.linear(cut.reshape(n, rows * columns, -1), self.weight.flatten(1), self.bias)
-        return out.mT.unflatten(2, (rows, columns))
+        return out.mT.reshape(n, -1, rows, columns)
 
 
 class ContrastiveTraining:

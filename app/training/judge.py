@@ -50,7 +50,7 @@ class Judge:
     def pictures(self, pictures: Tensor) -> Tensor:
         """Unit embeddings (n, width), float32 on the CPU, of pictures (n, height, width, 3) uint8."""
         side, parts = self.model.config.vision_config.image_size, []
-        for some in pictures.split(_BATCH):
+        for some in torch.split(pictures, _BATCH):
             pixels = some.to(self.model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
             if pixels.shape[2:] != (side, side):
                 pixels = F.interpolate(pixels, (side, side), mode="area")
@@ -61,7 +61,7 @@ class Judge:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings (n, width), float32 on the CPU."""
         ids = torch.tensor(encode(self.tokenizer, list(texts))).to(self.model.device)
-        parts = [self.model.get_text_features(some).pooler_output for some in ids.split(_BATCH)]
+        parts = [self.model.get_text_features(some).pooler_output for some in torch.split(ids, _BATCH)]
         return F.normalize(torch.cat(parts), dim=1).cpu()
 
     def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -148,7 +148,7 @@ def judge_pictures(judge: Judge, questions: Questions, pictures: Tensor) -> dict
         the cosine of picture and prompt.
     """
     count, seeds = pictures.shape[:2]
-    seen = judge.pictures(pictures.flatten(0, 1)).unflatten(0, (count, seeds))
+    seen = judge.pictures(pictures.flatten(0, 1)).view(count, seeds, -1)
     names = judge.texts([name_of(noun) for noun in read_nouns()])
     told = judge.texts([prompt.text for prompt in questions.held_out])
     right = [
@@ -187,11 +187,11 @@ def variety(judge: Judge, pictures: Tensor) -> dict[str, Tensor]:
         (prompts, 1) each: mean pairwise 1 - cosine of embeddings, and distance of the rims' RGB (0 to 1.73).
     """
     flat = pictures.flatten(0, 1)
-    seen = judge.pictures(flat).unflatten(0, pictures.shape[:2])
+    seen = judge.pictures(flat).view(*pictures.shape[:2], -1)
     rims = torch.stack([rim_of(image.permute(2, 0, 1).float() / 255) for image in flat])
     pairs = tuple(torch.triu_indices(seen.shape[1], seen.shape[1], 1))
     apart = 1 - (seen @ seen.mT)[:, *pairs]
-    rims = rims.unflatten(0, pictures.shape[:2])
+    rims = rims.view(*pictures.shape[:2], 3)
     distances = torch.cdist(rims, rims)[:, *pairs]
     means = (apart.mean(1, keepdim=True).double(), distances.mean(1, keepdim=True).double())
     return dict(zip(VARIETY, means, strict=True))
@@ -216,7 +216,8 @@ def real_pictures(questions: Questions, pictures: dict[int, Tensor], seed: int =
         else torch.empty(0, CANVAS, CANVAS, 3, dtype=torch.uint8)
         for scenes in (held_out, open_)
     ]
-    return made[0].unflatten(0, (-1, SEEDS)), made[1].unflatten(0, (-1, VARIETY_SEEDS))
+    shape = (CANVAS, CANVAS, 3)
+    return made[0].view(-1, SEEDS, *shape), made[1].view(-1, VARIETY_SEEDS, *shape)
 
 
 def _shown(prompt: HeldOutPrompt, rng: random.Random) -> Scene:

@@ -67,8 +67,8 @@ def draw_sheet(cells: Sequence[Cell], columns: int, rows: Sequence[str] = ()) ->
     count = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * step_x + GAP, count * step_y + GAP), GROUND)
     pen = ImageDraw.Draw(sheet)
-    for index, words in enumerate(rows):
-        pen.text((GAP, GAP + index * step_y + GAP // 2), words, fill=INK, font=font)
+    for index, row in enumerate(rows):
+        pen.text((GAP, GAP + index * step_y + GAP // 2), row, fill=INK, font=font)
     for index, (cell, words) in enumerate(zip(cells, wrapped, strict=True)):
         x, y = GAP + index % columns * step_x, GAP + index // columns * step_y + head
         sheet.paste(Image.fromarray(cell.picture.numpy()), (x, y))
@@ -96,5 +96,5 @@ def make_sheet(args: argparse.Namespace) -> None:
     names = [f"{entry.id}, JPEGs of quality {JPEG_QUALITY}" for entry in entries] if several else []
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    draw_sheet(cells, len(prompts) if several else COLUMNS, names).save(out, optimize=True)
+    draw_sheet(cells, len(prompts) if several else min(COLUMNS, len(prompts)), names).save(out, optimize=True)
     print(f"wrote {out}")
