@@ -79,6 +79,7 @@ LEAST_LOG_PROB = -6.0
 SPREAD_MEMORY = 0.7
 """Of the past, when it is noted how much a step's branches differ in reward."""
 SAVE_SECONDS = 60
+POINTS = 40
 
 
 def _option(default: Any, words: str) -> Any:
@@ -451,9 +452,18 @@ class DDPO:
         )
 
     def svg(self) -> str:
-        """The reward curve."""
-        points = [(row["samples"], row["reward"], row["deviation"]) for row in self.history]
-        title = f"{self.options.reward.partition('=')[0]}: mean reward of an epoch ± deviation"
+        """The reward curve, in at most `POINTS` points: one epoch's prompts are easier than another's."""
+        size = -(-len(self.history) // POINTS)
+        parts = [self.history[start : start + size] for start in range(0, len(self.history), size)]
+        points = [
+            (
+                part[-1]["samples"],
+                sum(row["reward"] for row in part) / len(part),
+                sum(row["deviation"] for row in part) / len(part),
+            )
+            for part in parts
+        ]
+        title = f"{self.options.reward.partition('=')[0]}: mean reward and deviation of pictures"
         return reward_svg(title, "pictures drawn", points)
 
     def choose_strength(self) -> tuple[float, list[dict[str, float]]]:
