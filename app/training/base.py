@@ -27,17 +27,14 @@ from app.training.muon import Muon
 from app.training.schedule import Clock, factor, set_rates
 from app.training.text import adamw, split_parameters
 from app.training.threads import Threads
-from app.training.vocabulary import FAVOURITES, read_nouns
 
-MUON_RATE, ADAM_RATE = 0.015, 1e-3
-TEXT_MUON_RATE, TEXT_ADAM_RATE = 0.006, 2e-3
-WARMUP, DECAY = 60, 0.9
+MUON_RATE, ADAM_RATE = 0.008, 1e-3
+TEXT_MUON_RATE, TEXT_ADAM_RATE = 0.004, 1e-3
+WARMUP, DECAY = 60, 0.5
 """Steps of warm-up; share of the time over which learning rates fall to nothing at the end."""
 AVERAGE, AVERAGE_EVERY = 0.9992, 4
-PAIR_SHARE, PAIRS_FROM = 0.08, 0.3
+PAIR_SHARE, PAIRS_FROM = 0.2, 0.3
 """Share of two-thing pictures once this share of the time has passed."""
-FAVOURITE_SHARE, FAVOURITES_FROM = 0.6, 0.6
-"""Share of the one-thing pictures that show favourites once this share of the time has passed."""
 SAVE_SECONDS = 170
 TRAINED = 1000
 
@@ -59,12 +56,10 @@ class Progress:
 
 
 def _pools(bank: Bank) -> dict[str, list[int]]:
-    """Indices of the scenes of one thing, of a favourite alone, and of two things."""
-    liked = {index for index, noun in enumerate(read_nouns()) if noun.word in FAVOURITES}
+    """Indices of the scenes of one thing and of two things."""
     singles = [i for i, scene in enumerate(bank.scenes) if len(scene.nouns) == 1]
     pairs = [i for i, scene in enumerate(bank.scenes) if len(scene.nouns) == 2]
-    favourites = [i for i in singles if bank.scenes[i].nouns[0] in liked]
-    return {"singles": singles, "favourites": favourites or singles, "pairs": pairs}
+    return {"singles": singles, "pairs": pairs}
 
 
 class BaseTraining:
@@ -139,11 +134,10 @@ class BaseTraining:
     def draw(self) -> tuple[Tensor, Tensor]:
         """Latents and token ids of a random batch."""
         pairs = PAIR_SHARE if self.pools["pairs"] and self.clock.share > PAIRS_FROM else 0.0
-        favourites = FAVOURITE_SHARE if self.clock.share > FAVOURITES_FROM else 0.0
-        chosen = []
-        for _ in range(self.batch):
-            pool = "favourites" if self.rng.random() < favourites else "singles"
-            chosen.append(self.rng.choice(self.pools["pairs" if self.rng.random() < pairs else pool]))
+        chosen = [
+            self.rng.choice(self.pools["pairs" if self.rng.random() < pairs else "singles"])
+            for _ in range(self.batch)
+        ]
         ids = self.captioner([self.bank.scenes[i] for i in chosen], self.rng)
         return self.bank.latents[chosen].float().contiguous(memory_format=torch.channels_last), ids
 
@@ -190,7 +184,8 @@ def train_base(args: argparse.Namespace) -> None:
     print(f"base starts at step {training.step}, {training.clock.seconds:.0f} s used", flush=True)
     saved = noted = time.monotonic()
     threads = Threads(args.threads)
-    while training.clock.share < 1:
+    stop = checkpoints.Stop()
+    while training.clock.share < 1 and not stop.asked:
         threads.adapt()
         training.train_step()
         if training.step % 50 == 0:

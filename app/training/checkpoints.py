@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,6 +26,18 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
     return state
+
+
+class Stop:
+    """Told by SIGTERM to save and end; a run asks it between steps."""
+
+    def __init__(self) -> None:
+        """Listen from now on; in the main thread only."""
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._hear)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
 
 
 class Average:
