@@ -476,7 +476,8 @@ class DDPO:
             return 1.0, []
         state = adapter_state(self.unet)
         base = self._at_strength(state, 0.0)
-        tried, good = [base], []
+        tried = [base]
+        good: list[dict[str, float]] = []
         for strength in (*STRENGTHS, *WEAKER):
             if strength < 1 and good:
                 break
