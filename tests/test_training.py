@@ -18,14 +18,14 @@ pytest.importorskip("diffusers")
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from app.training import bank, base, emoji, models, vae
+from app.training import bank, base, emoji, models, text, vae
 from app.training.captions import Captioner, caption
-from app.training.compose import CANVAS, GRID, compose, named_rgb, random_scene
+from app.training.compose import CANVAS, GRID, Scene, compose, named_rgb, random_scene
 from app.training.export import export, vocabulary
 from app.training.fused import library, norm_silu
 from app.training.latents import fold_statistics
 from app.training.muon import orthogonalise
-from app.training.tokenizer import MAX_LENGTH, encode, train_tokenizer
+from app.training.tokenizer import MAX_LENGTH, MODEL_LENGTH, SLOTS, encode, train_tokenizer
 from app.training.vocabulary import COLORS, PAIR_SIZE, SIZES, read_nouns
 
 SIDES = sorted({*SIZES.values(), PAIR_SIZE})
@@ -177,6 +177,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert part.step == whole.step == 4
     for name, value in whole.average.values.items():
         assert torch.equal(value, part.average.values[name]), name
+
+
+def test_slots_hold_each_thing_cell_by_cell(tokenizer: CLIPTokenizer) -> None:
+    """Cell (row, column) of the grid is the 2x2 latents there; a second thing has numbers of its own."""
+    latents = torch.randn(3, models.LATENT_CHANNELS, 16, 16)
+    slots = text.cells_of(latents)
+    row, column = 2, 5
+    want = latents[1, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+    assert torch.equal(slots[1, 8 * row + column].view(want.shape), want)
+    single, pair = (
+        Scene((2,), "", "center", (True,), "", (0, 0, 0)),
+        Scene((0, 1), "", "center", (False, True), "", (0, 0, 0)),
+    )
+    targets = text.slot_targets(slots, [single, pair])
+    assert torch.equal(targets[0, :, : text.CELL], slots[2]) and not targets[0, :, text.CELL :].any()
+    assert torch.equal(targets[1], torch.cat([slots[0], slots[1]], -1))
+
+
+def test_the_text_encoder_learns_what_words_look_like(tokenizer: CLIPTokenizer) -> None:
+    """A hundred steps on four scenes; a failure would leave the denoiser without its slots."""
+    torch.manual_seed(0)
+    scenes = bank.balanced_scenes(4, 4, 0.0, seed=1)
+    data = bank.Bank(scenes, torch.randn(4, 12, 16, 16).bfloat16())
+    encoder, unet = models.new_text_encoder(tokenizer, layers=1), models.new_unet()
+    regressor = text.Regressor(unet.add_embedding, 256, (12, 16, 16), hidden=16)
+    optimizers = [text.adamw([*encoder.parameters(), *regressor.parameters()], 3e-3)]
+    captioner, rng = Captioner(tokenizer, MODEL_LENGTH), random.Random(0)
+    slots = torch.randn(4, SLOTS, text.CELL)
+    losses = [text._step(encoder, regressor, data, slots, captioner, rng, optimizers) for _ in range(12)]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_an_export_loads_as_a_stock_pipeline(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:

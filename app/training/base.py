@@ -27,6 +27,7 @@ from app.training.muon import Muon
 from app.training.schedule import Clock, factor, set_rates
 from app.training.text import adamw, split_parameters
 from app.training.threads import Threads
+from app.training.tokenizer import MODEL_LENGTH
 
 MUON_RATE, ADAM_RATE = 0.008, 1e-3
 TEXT_MUON_RATE, TEXT_ADAM_RATE = 0.004, 1e-3
@@ -71,7 +72,7 @@ class BaseTraining:
         torch.manual_seed(seed)
         self.rng = random.Random(seed)
         tokenizer = CLIPTokenizer.from_pretrained(work / "tok")
-        self.captioner = Captioner(tokenizer)
+        self.captioner = Captioner(tokenizer, MODEL_LENGTH)
         self.text = new_text_encoder(tokenizer)
         self.unet = new_unet().to(memory_format=torch.channels_last)
         self.unet.set_attn_processor(

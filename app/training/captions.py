@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from app.training.compose import Scene
-from app.training.tokenizer import encode
+from app.training.tokenizer import MAX_LENGTH, encode
 from app.training.vocabulary import COLOR_SYNONYMS, PLACE_PHRASES, SIZE_WORDS, Noun, read_nouns
 
 PREFIXES = ("a picture of ", "a drawing of ", "an image of ", "a photo of ")
@@ -122,20 +122,20 @@ def _background(color: str, rng: random.Random) -> str:
 class Captioner:
     """Draws captions for scenes and turns them into token ids, each distinct caption once."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
-        """Use `tokenizer`."""
-        self.tokenizer, self.nouns = tokenizer, read_nouns()
+    def __init__(self, tokenizer: CLIPTokenizer, length: int = MAX_LENGTH) -> None:
+        """Use `tokenizer`, padding to `length`."""
+        self.tokenizer, self.length, self.nouns = tokenizer, length, read_nouns()
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, scenes: list[Scene], rng: random.Random) -> Tensor:
-        """Token ids (n, MAX_LENGTH)."""
+        """Token ids (n, length)."""
         return self.ids([caption(scene, self.nouns, rng) for scene in scenes])
 
     def ids(self, texts: list[str]) -> Tensor:
-        """Token ids (n, MAX_LENGTH) of texts."""
+        """Token ids (n, length) of texts."""
         if len(self._known) > 200_000:
             self._known.clear()
         new = list({text for text in texts if text not in self._known})
         if new:
-            self._known.update(zip(new, encode(self.tokenizer, new), strict=True))
+            self._known.update(zip(new, encode(self.tokenizer, new, self.length), strict=True))
         return torch.tensor([self._known[text] for text in texts])

@@ -80,7 +80,8 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 def tokenizer_hash(tokenizer: CLIPTokenizer) -> str:
     """SHA-256 of the tokenizer's vocabulary and merges."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
 
 
 def export_judge(judge: Judge, folder: Path, card: dict[str, Any]) -> None:

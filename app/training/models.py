@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from app.training.tokenizer import MAX_LENGTH
+from app.training.tokenizer import MODEL_LENGTH
 
 LATENT_CHANNELS = 12
 TEXT_WIDTH = 160
@@ -56,7 +56,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer, layers: int = 3) -> CLIPTextModel
         intermediate_size=4 * TEXT_WIDTH,
         num_hidden_layers=layers,
         num_attention_heads=5,
-        max_position_embeddings=MAX_LENGTH,
+        max_position_embeddings=MODEL_LENGTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -12,6 +12,10 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 
 MAX_LENGTH = 32
+"""Tokens of a prompt, the two marks included; a judge reads no more."""
+SLOTS = 64
+"""Positions that the base's text encoder has besides: what a thing looks like, cell by cell (see `text`)."""
+MODEL_LENGTH = MAX_LENGTH + SLOTS
 START, END = "<|startoftext|>", "<|endoftext|>"
 PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
@@ -44,15 +48,15 @@ def train_tokenizer(texts: Iterable[str], folder: Path, size: int) -> CLIPTokeni
     vocabulary = {name: index for index, name in enumerate(names)}
     clip = CLIPTokenizer(
         vocab=vocabulary, merges=merges, unk_token=END, bos_token=START, eos_token=END, pad_token=END,
-        model_max_length=MAX_LENGTH,
+        model_max_length=MODEL_LENGTH,
     )  # fmt: skip
     clip.save_pretrained(folder)
     return clip
 
 
-def encode(tokenizer: CLIPTokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, padded and cut to `MAX_LENGTH`."""
-    ids: list[list[int]] = tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_LENGTH)[
+def encode(tokenizer: CLIPTokenizer, texts: list[str], length: int = MAX_LENGTH) -> list[list[int]]:
+    """Token ids of each text, padded and cut to `length`."""
+    ids: list[list[int]] = tokenizer(texts, padding="max_length", truncation=True, max_length=length)[
         "input_ids"
     ]
     return ids
