@@ -3,8 +3,8 @@
 Far faster than learning what words look like through a denoiser's gradients. Two things at once:
 
 * *Slots.* The prompt's tokens are followed by 64 positions of padding, which see all of it. Their states
-  learn to be the thing itself, in the middle of its picture and as large as it comes: an 8x8 grid of cells with
-  2x2 latents each, of the first thing in one half of the numbers and of a second in the other. The denoiser
+  learn to be the thing itself, large and in the middle of its picture: an 8x8 grid of cells with 2x2 latents
+  each, of the first thing in one half of the numbers and of a second in the other. The denoiser
   then need not remember 246 shapes at every size and place in its convolutions; it reads them by
   cross-attention and learns, from all things together, how to put them where they belong.
 * *Scene.* Pooled as the UNet pools them, the states predict the picture's latents: the mean of all pictures
