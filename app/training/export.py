@@ -18,12 +18,12 @@ from app.training.models import new_noise_scheduler, new_text_encoder, new_unet,
 from app.training.vocabulary import COLOR_SYNONYMS, COLORS, PLACE_PHRASES, SIZE_WORDS, read_nouns
 
 EXAMPLES = (
-    "a red apple",
-    "a strawberry on a white background",
-    "a ghost on a purple background",
-    "a pumpkin",
-    "a watermelon on the left",
+    "a cat on a blue background",
+    "a fox and a mushroom",
+    "a castle",
     "a heart",
+    "a penguin on the right",
+    "a strawberry on a white background",
 )
 
 
