@@ -220,7 +220,7 @@ def test_a_shipped_judge_sees_real_pictures_right(name: str) -> None:
     """As noted when it was trained, on pictures whose combinations it had never seen."""
     card = read_card(BUILTIN / name)
     assert card["reference"]["retrieval"]["mean"] > 0.9
-    assert card["reference"]["pair"]["mean"] > 0.8
+    assert card["reference"]["pair"]["mean"] > 0.75
     assert card["tokenizer_sha256"] == tokenizer_hash(CLIPTokenizer.from_pretrained(TOKENIZER)), (
         "the base's tokenizer has changed since: train it again"
     )
