@@ -15,17 +15,15 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 from torch.distributions import Normal
-from transformers import CLIPTokenizer
 
 from app.catalog.entry import ADAPTER_FILE
 from app.errors import InvalidConfiguration
-from app.training.contrastive import Sizes, new_siglip
 from app.training.curves import reward_svg, sparkline
 from app.training.ddpo import DDPO, LEAST_FOUND, Options, find_entry, train_ddpo
-from app.training.judge import TOKENIZER, Judge, export_judge
 from app.training.lora import adapter_state, scaled, set_adapter_state, without_adapter, write_adapter
 from app.training.policy import DDIMSteps, Policy, advantages_by_prompt, log_prob, ppo_loss
 from app.training.prompts import ANIMALS, Prompt, read_prompts
+from tests.judges import write_tiny_judge
 from tests.tiny import VARIANTS, make_pipeline
 
 CPU = torch.device("cpu")
@@ -317,13 +315,7 @@ def test_the_distance_from_the_untrained_model_holds_the_adapter_back(
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A contrastive model of ours, tiny and untrained."""
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
-    torch.manual_seed(0)
-    model = new_siglip(tokenizer, Sizes(24, 1, 32, heads=2, text_width=16, text_hidden=32, seed=0))
-    folder = tmp_path_factory.mktemp("judge") / "contrastive"
-    export_judge(Judge(model, tokenizer), folder, {})
-    return folder
+    return write_tiny_judge(tmp_path_factory.mktemp("judge"))
 
 
 def test_the_penalty_grows_while_pictures_are_not_recognised(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,13 +48,7 @@ SHIPPED = ("contrastive", "evaluator")
 MEGABYTE = 1_000_000
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two threads that share a busy core are many times slower than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +213,7 @@ def test_a_shipped_judge_sees_real_pictures_right(name: str) -> None:
     """As noted when it was trained, on pictures whose combinations it had never seen."""
     card = read_card(BUILTIN / name)
     assert card["reference"]["retrieval"]["mean"] > 0.9
-    assert card["reference"]["pair"]["mean"] > 0.75
+    assert card["reference"]["pair"]["mean"] > 0.8
     assert card["tokenizer_sha256"] == tokenizer_hash(CLIPTokenizer.from_pretrained(TOKENIZER)), (
         "the base's tokenizer has changed since: train it again"
     )

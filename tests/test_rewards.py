@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel
 
 from app.errors import InvalidConfiguration
 from app.training.aesthetic import (
@@ -24,10 +24,9 @@ from app.training.aesthetic import (
     framing,
     sharpness,
 )
-from app.training.contrastive import Sizes, new_siglip
-from app.training.judge import TOKENIZER, Judge, export_judge
 from app.training.rewards import NAMES, checked, compressibility, incompressibility, load_reward
 from app.training.similarity import Recognition, load_judge
+from tests.judges import write_tiny_judge
 from tests.tiny import make_tokenizer
 
 CPU = torch.device("cpu")
@@ -139,13 +138,7 @@ def test_the_shipped_scale_is_of_all_four_measures() -> None:
 
 @pytest.fixture(scope="module")
 def judge_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A contrastive model of ours, tiny and untrained."""
-    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
-    torch.manual_seed(0)
-    model = new_siglip(tokenizer, Sizes(24, 1, 32, heads=2, text_width=16, text_hidden=32, seed=0))
-    folder = tmp_path_factory.mktemp("judge") / "contrastive"
-    export_judge(Judge(model, tokenizer), folder, {})
-    return folder
+    return write_tiny_judge(tmp_path_factory.mktemp("judge"))
 
 
 def test_alignment_is_the_cosine_of_picture_and_prompt(judge_folder: Path) -> None:
