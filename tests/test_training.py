@@ -19,8 +19,8 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from app.training import bank, base, emoji, models, text, vae
-from app.training.captions import Captioner, caption
-from app.training.compose import CANVAS, GRID, Scene, compose, named_rgb, random_scene
+from app.training.captions import Captioner, Statement, caption
+from app.training.compose import CANVAS, GRID, compose, named_rgb, random_scene
 from app.training.export import export, vocabulary
 from app.training.fused import library, norm_silu
 from app.training.latents import fold_statistics
@@ -173,20 +173,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(value, part.average.values[name]), name
 
 
-def test_slots_hold_each_thing_cell_by_cell(tokenizer: CLIPTokenizer) -> None:
-    """Cell (row, column) of the grid is the 2x2 latents there; a second thing has numbers of its own."""
+def random_targets() -> text.SlotTargets:
+    """Targets of four nouns that show noise."""
+    single = {size: torch.randn(4, SLOTS, text.CELL) for size in SIZES}
+    return text.SlotTargets(single, torch.randn(4, SLOTS, text.CELL))
+
+
+def test_slots_show_what_a_caption_says_cell_by_cell() -> None:
+    """Cell (row, column) is the 2x2 latents there; an open size gets two; of a pair each keeps its side."""
     latents = torch.randn(3, models.LATENT_CHANNELS, 16, 16)
     slots = text.cells_of(latents)
     row, column = 2, 5
     want = latents[1, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
     assert torch.equal(slots[1, 8 * row + column].view(want.shape), want)
-    single, pair = (
-        Scene((2,), "", "center", (True,), "", (0, 0, 0)),
-        Scene((0, 1), "", "center", (False, True), "", (0, 0, 0)),
-    )
-    targets = text.slot_targets(slots, [single, pair])
-    assert torch.equal(targets[0, :, : text.CELL], slots[2]) and not targets[0, :, text.CELL :].any()
-    assert torch.equal(targets[1], torch.cat([slots[0], slots[1]], -1))
+    targets = random_targets()
+    said = [Statement((2,)), Statement((2,), size="small"), Statement((0, 1)), Statement()]
+    (free, small, pair, empty), has_any = targets.batch(said)
+    assert torch.equal(free, torch.cat([targets.single["big"][2], targets.single[""][2]], -1))
+    assert torch.equal(small, torch.cat([targets.single["small"][2]] * 2, -1))
+    left, right = pair.view(8, 8, 2, text.CELL).split(4, 1)
+    assert torch.equal(left[:, :, 0], targets.pair[0].view(8, 8, -1)[:, :4])
+    assert torch.equal(right[:, :, 1], targets.pair[1].view(8, 8, -1)[:, 4:])
+    assert not empty.any() and has_any.tolist() == [True, True, True, False]
 
 
 def test_the_text_encoder_learns_what_words_look_like(tokenizer: CLIPTokenizer) -> None:
@@ -198,9 +206,9 @@ def test_the_text_encoder_learns_what_words_look_like(tokenizer: CLIPTokenizer) 
     regressor = text.Regressor(unet.add_embedding, 256, (12, 16, 16), hidden=16)
     optimizers = [text.adamw([*encoder.parameters(), *regressor.parameters()], 3e-3)]
     captioner, rng = Captioner(tokenizer, MODEL_LENGTH), random.Random(0)
-    slots = torch.randn(4, SLOTS, text.CELL)
-    losses = [text._step(encoder, regressor, data, slots, captioner, rng, optimizers) for _ in range(12)]
-    assert losses[-1] < 0.9 * losses[0]
+    targets = random_targets()
+    losses = [text._step(encoder, regressor, data, targets, captioner, rng, optimizers) for _ in range(12)]
+    assert losses[-1][0] < 0.9 * losses[0][0]
 
 
 def test_an_export_loads_as_a_stock_pipeline(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:

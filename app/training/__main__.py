@@ -41,10 +41,10 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(f"--{option}", **kind)
 
     stage("tokenizer", make_tokenizer)
-    stage("vae", train_vae, minutes=20.0, decoder=False)
+    stage("vae", train_vae, minutes=20.0, decoder=False, device="auto")
     stage("bank", make_bank, count=24000, pair=0.06, seed=1, name="bank1.pt")
-    stage("text", train_text, minutes=4.0)
-    stage("base", train_base, minutes=90.0, batch=64)
+    stage("text", train_text, minutes=12.0, device="auto")
+    stage("base", train_base, minutes=90.0, batch=64, device="auto")
     stage("export", run_export, out="app/builtin/base")
     stage(
         "contrastive", train_contrastive,

@@ -129,7 +129,12 @@ class Captioner:
 
     def __call__(self, scenes: list[Scene], rng: random.Random) -> Tensor:
         """Token ids (n, length)."""
-        return self.ids([caption(scene, self.nouns, rng) for scene in scenes])
+        return self.described(scenes, rng)[0]
+
+    def described(self, scenes: list[Scene], rng: random.Random) -> tuple[Tensor, list[Statement]]:
+        """Token ids (n, length) and what each caption says."""
+        drawn = [describe(scene, self.nouns, rng) for scene in scenes]
+        return self.ids([text for text, _ in drawn]), [said for _, said in drawn]
 
     def ids(self, texts: list[str]) -> Tensor:
         """Token ids (n, length) of texts."""

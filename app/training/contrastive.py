@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, SiglipConfig, SiglipModel
 
+from app.engine.worker import resolve_device
 from app.training import checkpoints
 from app.training.bank import load_pictures
 from app.training.captions import Captioner, describe
@@ -302,14 +303,13 @@ def train_contrastive(args: argparse.Namespace) -> None:
     """
     name = "evaluator" if args.evaluator else "contrastive"
     work, sizes, nouns = Path(args.work), SIZES_OF[name], read_nouns()
-    chosen = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     pictures = load_pictures(Path(args.data), nouns)
     scenes = scenes_for(name, args.count, sizes.seed, PAIR_SHARE)
     began = time.monotonic()
     images = degraded_pictures(scenes, pictures, sizes.seed, args.threads)
     print(f"{name}: {len(scenes)} pictures composed in {time.monotonic() - began:.0f} s", flush=True)
     training = ContrastiveTraining(
-        name, work, scenes, images, args.minutes, args.batch, sizes, torch.device(chosen)
+        name, work, scenes, images, args.minutes, args.batch, sizes, resolve_device(args.device)
     )
     if not _run(training, name, args.threads):
         return

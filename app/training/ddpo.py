@@ -66,7 +66,7 @@ WARMUP, DECAY_FROM, LAST_RATE = 4, 0.6, 0.1
 """Updates of warm-up; share of the run from which the learning rate falls, and to what share of itself."""
 KEPT, MORE, LESS = 0.93, 1.25, 0.9
 """The penalty's weight grows by MORE while less than KEPT of recognition is left, else shrinks by LESS."""
-WEIGHTS = (0.1, 4.0)
+WEIGHTS = (0.7, 4.0)
 """The least and the largest weight of the penalty."""
 WATCHED = 4
 """Epochs whose recognition is averaged."""

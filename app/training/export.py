@@ -76,7 +76,7 @@ def vocabulary() -> dict[str, object]:
 
 
 def run_export(args: argparse.Namespace) -> None:
-    """Export the averaged weights of `args.work`/base.pt to `args.out`."""
+    """Export the text encoder and the averaged denoiser of `args.work`/base.pt to `args.out`."""
     work = Path(args.work)
     base, statistics = checkpoints.load(work / "base.pt"), checkpoints.load(work / "stats.pt")
     autoencoder = checkpoints.load(work / "vae-decoder.pt") or checkpoints.load(work / "vae.pt")
@@ -85,9 +85,9 @@ def run_export(args: argparse.Namespace) -> None:
     vae, text, unet = new_vae(), new_text_encoder(tokenizer), new_unet()
     vae.load_state_dict(autoencoder["vae"])
     fold_statistics(vae, statistics["mean"], statistics["std"])
+    text.load_state_dict(base["text"])
     with torch.no_grad():
-        for key, module in (("unet", unet), ("text", text)):
-            for name, parameter in module.named_parameters():
-                parameter.copy_(base["average"][f"{key}.{name}"])
+        for name, parameter in unet.named_parameters():
+            parameter.copy_(base["average"][f"unet.{name}"])
     export(vae, text, tokenizer, unet, Path(args.out))
     print(f"exported step {base['step']} to {args.out}")

@@ -15,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from app.engine.worker import resolve_device
 from app.training import checkpoints
 from app.training.compose import CANVAS, GRID, named_rgb
 from app.training.emoji import load_bank
@@ -87,7 +88,7 @@ def picture_loss(out: Tensor, target: Tensor) -> Tensor:
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: Tensor) -> float:
     """Mean PSNR in dB of pictures (n, 3, h, w) in -1 to 1, encoded and decoded in bf16."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16):
         out = vae.decode(vae.encode(images).latent_dist.mode()).sample
     error = ((out.float().clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
     return float((-10 * error.log10()).mean())
@@ -116,9 +117,10 @@ def train_vae(args: argparse.Namespace) -> None:
     pool = [i for i in range(count) if i % HELD_OUT != 7]
     held_out = [i for i in range(count) if i % HELD_OUT == 7]
     watch = torch.Generator().manual_seed(99)
-    validation = torch.stack([random_picture(pictures, held_out, watch)[0] for _ in range(48)])
+    device = resolve_device(args.device)
+    validation = torch.stack([random_picture(pictures, held_out, watch)[0] for _ in range(48)]).to(device)
 
-    vae = new_vae().to(memory_format=torch.channels_last)
+    vae = new_vae().to(device, memory_format=torch.channels_last)
     name = "vae-decoder" if args.decoder else "vae"
     saved = checkpoints.load(work / f"{name}.pt")
     if args.decoder and saved is None:
@@ -153,6 +155,7 @@ def train_vae(args: argparse.Namespace) -> None:
         set_rates(optimizers, rates, factor(step, clock.share, 100, 0.7))
         whole = args.decoder or clock.share >= 0.75
         images = random_batch(pictures, pool, 4 if whole else 16, CANVAS if whole else 64, generator)
+        images = images.to(device)
         loss = train_step(vae, images, optimizers)
         step += 1
         if step % 200 == 0:
@@ -169,9 +172,10 @@ def train_vae(args: argparse.Namespace) -> None:
 
 def train_step(vae: AutoencoderKL, images: Tensor, optimizers: list[torch.optim.Optimizer]) -> float:
     """One update; returns the loss."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16):
         latents = vae.encode(images).latent_dist
-        out = vae.decode(latents.sample()).sample
+        # Drawn on the CPU, whose state the checkpoint keeps.
+        out = vae.decode(latents.sample(torch.default_generator)).sample
     kl = latents.kl().mean() / math.prod(latents.mean.shape[1:])
     loss = picture_loss(out.float(), images) + KL_WEIGHT * kl
     loss.backward()
