@@ -51,7 +51,7 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> str:
 def test_every_shipped_set_can_be_read() -> None:
     catalog = load_catalog(known_sets())
     assert "builtin" in known_sets()
-    assert load_catalog(["builtin"]).default.id == "builtin/base"
+    assert load_catalog(["builtin"]).default.id == "builtin/compressibility"
     for entry in catalog.entries:
         assert entry.examples, entry.id
         assert catalog.resolve(entry.id) is entry

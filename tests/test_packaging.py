@@ -115,7 +115,7 @@ def test_the_installed_server_loads_the_weights_that_it_brought(installed: Serve
             break
         time.sleep(0.5)
     assert health["status"] == "healthy", "".join(installed.lines)
-    assert health["models_loaded"] == ["base"]
+    assert "compressibility" in health["models_loaded"]
 
 
 def test_the_command_line_lists_the_models(site: Path, tmp_path: Path) -> None:
@@ -128,14 +128,19 @@ def test_the_command_line_lists_the_models(site: Path, tmp_path: Path) -> None:
         check=True,
     )
     assert re.search(
-        r"^builtin/base \(default\) +Darkroom base +128x128 +[\d.]+ MB +MIT$", done.stdout, re.MULTILINE
+        r"^builtin/compressibility \(default\) +Compressibility +128x128 +[\d.]+ MB +MIT$",
+        done.stdout,
+        re.MULTILINE,
     )
 
 
 def test_the_builtin_weights_are_small_enough_to_ship() -> None:
-    """At most 36 MB in fp16, as the README promises to those who clone."""
+    """At most 36 MB in fp16 and 3 MB an adapter, as the README promises to those who clone."""
     weights = (ROOT / "app/builtin/base").rglob("*.safetensors")
     assert 0 < sum(path.stat().st_size for path in weights) <= 36_000_000
+    for name in ("aesthetic", "alignment", "compressibility", "incompressibility"):
+        adapter = ROOT / "app/builtin" / name / "pytorch_lora_weights.safetensors"
+        assert 0 < adapter.stat().st_size <= 3_000_000
 
 
 def test_the_installed_server_ends_when_told_to(installed: Served) -> None:

@@ -66,12 +66,12 @@ WARMUP, DECAY_FROM, LAST_RATE = 4, 0.6, 0.1
 """Updates of warm-up; share of the run from which the learning rate falls, and to what share of itself."""
 KEPT, MORE, LESS = 0.93, 1.25, 0.9
 """The penalty's weight grows by MORE while less than KEPT of recognition is left, else shrinks by LESS."""
-WEIGHTS = (0.7, 4.0)
-"""The least and the largest weight of the penalty."""
+LARGEST_WEIGHT = 4.0
+"""Of the penalty; its least is its first. Let fall to 0.1, it rose too late: recognition was lost meanwhile."""
 WATCHED = 4
 """Epochs whose recognition is averaged."""
-LEAST_FOUND = 0.9
-STRENGTHS, WEAKER = (1.0, 1.4, 2.0), (0.7, 0.5, 0.35)
+LEAST_FOUND = 0.85
+STRENGTHS, WEAKER = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), (0.7, 0.5, 0.35)
 """What must be left of recognition, and the finished adapter's strengths that are tried: upwards while it is,
 else downwards until it is."""
 LEAST_LOG_PROB = -6.0
@@ -113,7 +113,7 @@ class Options:
     clip: float = _option(1e-3, "PPO's clip range; the paper's is 1e-4")
     rank: int = _option(8, "of the adapter")
     targets: str = _option("attention", "layers of the adapter: a key of app/training/lora.py's TARGETS")
-    anchor: float = _option(0.5, "first weight of the penalty on unrecognisable pictures; 0: none")
+    anchor: float = _option(0.5, "first and least weight of the penalty on unrecognisable pictures; 0: none")
     contrastive: str = _option("", "the penalty's model: a folder or hub id; '': the built-in for builtin/…")
     kl: float = _option(0.0, "weight of the distance from the untrained model's steps")
     baseline: int = _option(2, "epochs drawn before the first update: what base does")
@@ -437,7 +437,9 @@ class DDPO:
             return
         found = sum(row["found"] for row in self.history[-WATCHED:]) / WATCHED
         factor = MORE if found < KEPT * self.calibration.found else LESS
-        self.anchor = min(max(self.anchor * factor, WEIGHTS[0]), WEIGHTS[1])
+        self.anchor = min(
+            max(self.anchor * factor, self.options.anchor), max(LARGEST_WEIGHT, self.options.anchor)
+        )
 
     def line(self) -> str:
         """The last epoch in one line, with the curve so far."""
@@ -487,6 +489,8 @@ class DDPO:
             if tried[-1]["found"] >= LEAST_FOUND * base["found"]:
                 good.append(tried[-1])
             elif strength > 1:
+                break
+            if strength > 1 and tried[-1]["reward"] < tried[-2]["reward"]:
                 break
         best = max(good or tried[-1:], key=lambda row: row["reward"])["strength"]
         set_adapter_state(self.unet, scaled(state, best))
