@@ -29,7 +29,7 @@ from app.training.tokenizer import MAX_LENGTH, MODEL_LENGTH, SLOTS, encode, trai
 from app.training.vocabulary import COLORS, PAIR_SIZE, SIZES, read_nouns
 
 SIDES = sorted({*SIZES.values(), PAIR_SIZE})
-tiny_unet = partial(models.new_unet, channels=(16, 16, 32), heads=(1, 1, 2))
+tiny_unet = partial(models.new_unet, channels=(16, 16, 32), heads=(1, 4, 2))
 tiny_vae = partial(models.new_vae, channels=(8, 8, 8, 8))
 
 

@@ -67,7 +67,7 @@ WARMUP, DECAY_FROM, LAST_RATE = 4, 0.6, 0.1
 KEPT, MORE, LESS = 0.93, 1.25, 0.9
 """The penalty's weight grows by MORE while less than KEPT of recognition is left, else shrinks by LESS."""
 LARGEST_WEIGHT = 4.0
-"""Of the penalty; its least is its first. Let fall to 0.1, it rose too late: recognition was lost meanwhile."""
+"""Of the penalty; its least is its first. Let fall to 0.1, it rose too late: recognition was lost by then."""
 WATCHED = 4
 """Epochs whose recognition is averaged."""
 LEAST_FOUND = 0.85
