@@ -78,7 +78,7 @@ class Routing:
         losses = []
         for layer, processor, told in zip(self.layers, self.processors, TOLD, strict=True):
             assert processor.probabilities is not None
-            every = processor.probabilities.unflatten(0, (len(scenes), layer.heads))
+            every = processor.probabilities.view(len(scenes), layer.heads, *processor.probabilities.shape[1:])
             processor.probabilities = None
             slots = every[..., -SLOTS:]
             for head in range(told):
