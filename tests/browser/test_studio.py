@@ -72,7 +72,7 @@ def test_a_picture_develops_and_its_vote_outlives_a_reload(served: str, enter: E
     assert page.is_checked("input[name=value][value='-1']")
     with page.expect_download() as download:
         page.click("text=Download")
-    assert re.fullmatch(r"a-red-apple-base-\d+\.png", download.value.suggested_filename)
+    assert re.fullmatch(r"a-red-apple-compressibility-\d+\.png", download.value.suggested_filename)
 
 
 def test_again_makes_another_picture_with_a_new_seed(served: str, enter: Enter) -> None:
@@ -121,8 +121,8 @@ def test_coming_back_finds_the_running_pictures(served: str, enter: Enter) -> No
     page.goto(served)
     page.evaluate(_COLLECT_PREVIEWS)
     visitor.until(f"{_PREVIEWS} >= 4")
-    for cancel in page.locator("button:has-text('Cancel')").all():
-        cancel.click()
+    for number in (1, 2):
+        page.click(f'.picture[aria-label^="Picture {number} of"] button:has-text("Cancel")')
     visitor.picture("cancelled", number=1)
     visitor.picture("cancelled", number=2)
 
