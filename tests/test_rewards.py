@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
@@ -17,14 +19,20 @@ from transformers import CLIPConfig, CLIPModel
 from app.errors import InvalidConfiguration
 from app.training.aesthetic import (
     AestheticScore,
-    Pictures,
-    Values,
     colourfulness,
     contrast,
     framing,
     sharpness,
 )
-from app.training.rewards import NAMES, checked, compressibility, incompressibility, load_reward
+from app.training.jpeg import HEADERS, PER_DIGIT, soft_kilobytes
+from app.training.rewards import (
+    NAMES,
+    SoftReward,
+    checked,
+    compressibility,
+    incompressibility,
+    load_reward,
+)
 from app.training.similarity import Recognition, load_judge
 from tests.judges import write_tiny_judge
 from tests.tiny import make_tokenizer
@@ -35,7 +43,7 @@ CPU = torch.device("cpu")
 def scene(
     *, subject: tuple[int, int, int] = (220, 40, 40), ground: tuple[int, int, int] = (240, 240, 240),
     box: tuple[int, int, int, int] = (40, 40, 88, 88), grain: float = 0.0, blur: float = 0.0,
-) -> Pictures:  # fmt: skip
+) -> NDArray[np.uint8]:  # fmt: skip
     """One thing on a plain ground, 128 px, (1, 128, 128, 3)."""
     picture = np.empty((128, 128, 3), np.uint8)
     picture[:] = ground
@@ -46,6 +54,11 @@ def scene(
         image = image.filter(ImageFilter.GaussianBlur(blur))
     noise = np.random.default_rng(0).normal(0, grain, (128, 128, 3)) if grain else 0.0
     return (np.asarray(image, np.float64) + noise).clip(0, 255).round().astype(np.uint8)[None]
+
+
+def taken(measure: Callable[[Tensor], Tensor], picture: NDArray[np.uint8]) -> float:
+    """A measure of the one picture of (1, height, width, 3)."""
+    return float(measure(torch.from_numpy(picture).permute(0, 3, 1, 2).double() / 255))
 
 
 def random_pictures(count: int) -> Tensor:
@@ -71,6 +84,73 @@ def test_jpeg_rewards_are_the_size_of_the_file_that_pillow_writes(tmp_path: Path
     assert torch.equal(compressibility(pictures), -incompressibility(pictures))
 
 
+def unit(pictures: Tensor) -> Tensor:
+    """(n, height, width, 3) bytes as (n, 3, height, width) in 0 to 1, to be differentiated by."""
+    return (pictures.permute(0, 3, 1, 2).float() / 255).requires_grad_()
+
+
+def test_the_estimated_size_follows_the_file_s(tmp_path: Path) -> None:
+    """Over things of all sizes, blurs and grains; a failure would mean that another size is learnt."""
+    grain = torch.randn(60, 128, 128, 3, generator=torch.Generator()) * torch.arange(60).view(60, 1, 1, 1) / 6
+    pictures = (random_pictures(60) + grain).round().clamp(0, 255).to(torch.uint8)
+    real, estimate = incompressibility(pictures), soft_kilobytes(unit(pictures)).detach().double()
+    assert float(torch.corrcoef(torch.stack([real, estimate]))[0, 1]) > 0.98
+    assert torch.equal(compressibility.soft(unit(pictures)), -incompressibility.soft(unit(pictures)))
+
+
+def test_the_estimate_counts_digits_of_the_very_coefficients() -> None:
+    """Against scipy-free arithmetic, cosine by cosine, on one block of luma."""
+    grey = torch.rand(8, 8, generator=torch.Generator().manual_seed(0))
+    picture = grey.repeat(2, 2).expand(1, 3, 16, 16)
+    steps = Image.open(_saved(torch.zeros(16, 16, 3))).quantization[0]  # type: ignore[attr-defined]
+    digits = 0.0
+    for v in range(8):
+        for u in range(8):
+            scale = (math.sqrt(0.5) if u == 0 else 1) * (math.sqrt(0.5) if v == 0 else 1) / 4
+            total = sum(
+                (float(grey[y, x]) * 255 - 128)
+                * math.cos((2 * x + 1) * u * math.pi / 16)
+                * math.cos((2 * y + 1) * v * math.pi / 16)
+                for y in range(8)
+                for x in range(8)
+            )
+            digits += math.log2(1 + (2 * scale * total / steps[8 * v + u]) ** 2)
+    assert float(soft_kilobytes(picture)) == pytest.approx(HEADERS + PER_DIGIT * 4 * digits, rel=1e-4)
+
+
+def _saved(picture: Tensor) -> io.BytesIO:
+    buffer = io.BytesIO()
+    Image.fromarray(picture.to(torch.uint8).numpy()).save(buffer, "JPEG", quality=95)
+    return buffer
+
+
+@pytest.mark.parametrize("name", ["compressibility", "incompressibility", "aesthetic"])
+def test_a_step_along_the_gradient_raises_the_reward_itself(name: str) -> None:
+    """The true reward of the bytes, not its estimate; a failure would mean that learning goes astray."""
+    reward = load_reward(name, CPU)
+    assert isinstance(reward, SoftReward)
+    noisy = random_pictures(20).float() + 4 * torch.randn(20, 128, 128, 3, generator=torch.Generator())
+    pictures = noisy.round().clamp(0, 255).to(torch.uint8)
+    prompts = ["a cat"] * 20
+    given = unit(pictures)
+    (gradient,) = torch.autograd.grad(reward.soft(given, prompts).sum(), given)
+    assert bool(gradient.isfinite().all())
+    length = gradient.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+    moved = (given + 0.02 * gradient / length).detach().clamp(0, 1).permute(0, 2, 3, 1)
+    after = reward((moved * 255).round().to(torch.uint8), prompts)
+    assert float((after > reward(pictures, prompts)).float().mean()) >= 0.8
+
+
+@pytest.mark.parametrize("name", ["compressibility", "aesthetic"])
+def test_a_picture_of_nothing_has_a_gradient(name: str) -> None:
+    """Flat grey has no edges and no spread: square roots and quotients must not give infinities there."""
+    reward = load_reward(name, CPU)
+    assert isinstance(reward, SoftReward)
+    flat = torch.full((2, 3, 32, 32), 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(reward.soft(flat, ["a cat"] * 2).sum(), flat)
+    assert bool(gradient.isfinite().all())
+
+
 def test_a_picture_of_nothing_compresses_best() -> None:
     """Why the penalty is needed: the reward's optimum shows nothing."""
     blank = torch.full((1, 128, 128, 3), 128, dtype=torch.uint8)
@@ -86,7 +166,7 @@ def test_colourfulness_is_hasler_and_suesstrunk_s_formula() -> None:
         yellow_blue.append(0.5 * (red + green) - blue)
     spread = (np.var(red_green) + np.var(yellow_blue)) ** 0.5
     expected = spread + 0.3 * (np.mean(red_green) ** 2 + np.mean(yellow_blue) ** 2) ** 0.5
-    assert colourfulness(picture)[0] == pytest.approx(expected)
+    assert taken(colourfulness, picture) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -103,16 +183,16 @@ def test_colourfulness_is_hasler_and_suesstrunk_s_formula() -> None:
     ],
 )
 def test_each_measure_rises_with_what_it_is_called(
-    measure: Callable[[Pictures], Values], worse: Pictures, better: Pictures
+    measure: Callable[[Tensor], Tensor], worse: NDArray[np.uint8], better: NDArray[np.uint8]
 ) -> None:
-    assert measure(better)[0] > measure(worse)[0] + 1e-6
+    assert taken(measure, better) > taken(measure, worse) + 1e-6
 
 
 def test_grain_is_not_sharpness() -> None:
     """A noisy picture must not pass for a crisp one: that would be the cheapest way to the reward."""
     blurred, noisy, crisp = scene(blur=3), scene(blur=3, grain=6), scene()
-    gain = sharpness(noisy)[0] - sharpness(blurred)[0]
-    assert gain < 0.35 * (sharpness(crisp)[0] - sharpness(blurred)[0])
+    gain = taken(sharpness, noisy) - taken(sharpness, blurred)
+    assert gain < 0.35 * (taken(sharpness, crisp) - taken(sharpness, blurred))
 
 
 def test_the_score_counts_in_standard_deviations_of_what_it_was_fitted_to(tmp_path: Path) -> None:
@@ -148,6 +228,20 @@ def test_alignment_is_the_cosine_of_picture_and_prompt(judge_folder: Path) -> No
     for number, prompt in enumerate(prompts):
         product = (judge.pictures(pictures[number : number + 1]) * judge.texts([prompt])).sum()
         assert float(values[number]) == pytest.approx(float(product), abs=1e-5)
+
+
+def test_judges_give_a_gradient_of_the_same_numbers(judge_folder: Path) -> None:
+    """What is differentiated is what is rewarded: alignment and recognition, on the same pictures."""
+    pictures, names = random_pictures(3), ["a cat", "a dog", "a cat"]
+    judge = load_judge(judge_folder, CPU)
+    recognition = Recognition(judge, ["a cat", "a dog", "a pizza"])
+    given = unit(pictures)
+    soft = [judge.soft(given, names), recognition.soft(given, names, seed=1)]
+    assert torch.allclose(soft[0], judge(pictures, names), atol=1e-5)
+    assert torch.allclose(soft[1].double(), recognition(pictures, names, seed=1)[0], atol=1e-3)
+    for values in soft:
+        (gradient,) = torch.autograd.grad(values.sum(), given, retain_graph=True)
+        assert float(gradient.abs().max()) > 0
 
 
 def test_recognition_agrees_with_naming_one_by_one(judge_folder: Path) -> None:

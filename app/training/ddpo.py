@@ -2,13 +2,14 @@
 
 An epoch draws pictures with the present weights, rewards them, and moves an adapter (LoRA) towards what
 was rewarded more than other pictures of the same prompt. With `noise` 'own' every picture has its own
-noise, as in the paper, and an update looks at a few random steps of each. With 'branched', for small
-machines, the pictures of a prompt differ in the noise of one random step alone
-(`Policy.sample_branched`): the same gradient in expectation, with the luck of all other steps taken out,
-and one state to go back through for all of them.
+noise, as in the paper, and an update looks at a few random steps of each. A reward with a differentiable
+twin (`SoftReward`) adds its own gradient at those steps (`app.training.soft`), which has next to no noise.
+For rewards without one there is 'branched': the pictures of a prompt differ in the noise of one random step
+alone (`Policy.sample_branched`): the same gradient in expectation, with the luck of all other steps taken
+out, and one state to go back through for all of them.
 
-The steps' gradients are weighted so that moving the prediction by one counts the same at each of them; as
-they are, the last steps, which decide least, would have hundreds of times the weight of the first.
+The steps' policy gradients are weighted so that moving the prediction by one counts the same at each of
+them; as they are, the last steps, which decide least, would have hundreds of times the weight of the first.
 Branches are drawn in proportion to how much the rewards of a prompt have differed at each step.
 
 What keeps it honest: a picture of nothing compresses best. So the reward that is learnt is
@@ -57,23 +58,26 @@ from app.training.lora import (
 )
 from app.training.policy import DDIMSteps, Decisions, Policy, advantages_by_prompt, ppo_loss
 from app.training.prompts import Prompt, read_prompts
-from app.training.rewards import Reward, checked, load_reward
+from app.training.rewards import Reward, SoftReward, checked, load_reward
 from app.training.schedule import Clock
 from app.training.similarity import CONTRASTIVE, Recognition, load_judge
+from app.training.soft import SoftObjective
 from app.training.threads import Threads
 
 WARMUP, DECAY_FROM, LAST_RATE = 4, 0.6, 0.1
 """Updates of warm-up; share of the run from which the learning rate falls, and to what share of itself."""
 KEPT, MORE, LESS = 0.93, 1.25, 0.9
 """The penalty's weight grows by MORE while less than KEPT of recognition is left, else shrinks by LESS."""
-LARGEST_WEIGHT = 4.0
+LARGEST_WEIGHT = 8.0
 """Of the penalty; its least is its first. Let fall to 0.1, it rose too late: recognition was lost by then."""
-WATCHED = 4
-"""Epochs whose recognition is averaged."""
+WATCHED = 256
+"""Pictures whose recognition is averaged: it is known to 0.02 then."""
 LEAST_FOUND = 0.85
 STRENGTHS, WEAKER = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), (0.7, 0.5, 0.35)
 """What must be left of recognition, and the finished adapter's strengths that are tried: upwards while it is,
 else downwards until it is."""
+TRIED = 128
+"""Prompts of which each strength draws a picture."""
 LEAST_LOG_PROB = -6.0
 """Log-probabilities of names count no lower: a hopeless picture must not outweigh all others."""
 SPREAD_MEMORY = 0.7
@@ -99,28 +103,48 @@ class Options:
     out: str = _option("", "folder for the adapter; nothing is written without it")
     work: str = _option("train", "folder for the checkpoint")
     curve: str = _option("", "SVG file for the reward curve")
-    noise: str = _option("branched", "branched, or own as in the paper")
+    soft: float = _option(1.0, "weight of the reward's own gradient, if it has one; 0: by trying alone")
+    noise: str = _option("", "own as in the paper, or branched; '': own with a gradient of the reward")
     prompts_per_epoch: int = _option(8, "distinct prompts of an epoch")
-    samples_per_prompt: int = _option(8, "pictures of each; even if branched")
+    samples_per_prompt: int = _option(0, "pictures of each; even if branched; 0: 2, or 8 if branched")
     batch: int = _option(16, "pictures of one forward")
     steps: int = _option(10, "DDIM steps of a sample")
     eta: float = _option(1.0, "of DDIM; above 0")
     guidance: float = _option(0.0, "guidance scale of samples and updates; 0: the model's default")
-    update_steps: int = _option(3, "with own noise: random steps of each picture to learn from; 0: all")
-    updates: int = _option(1, "optimiser steps of a pass over an epoch")
+    update_steps: int = _option(6, "with own noise: random steps of each picture to learn from; 0: all")
+    updates: int = _option(0, "optimiser steps of a pass over an epoch; 0: 3, or 1 if branched")
     passes: int = _option(1, "passes over an epoch; from the second on ratios differ from 1")
-    rate: float = _option(2e-3, "learning rate; the paper's is 3e-4")
+    rate: float = _option(0.0, "learning rate; 0: 3e-3, or 2e-3 if branched; the paper's is 3e-4")
     clip: float = _option(1e-3, "PPO's clip range; the paper's is 1e-4")
     rank: int = _option(8, "of the adapter")
-    targets: str = _option("attention", "layers of the adapter: a key of app/training/lora.py's TARGETS")
+    targets: str = _option("", "attention, or all with convolutions; '': all, or attention if branched")
     anchor: float = _option(0.5, "first and least weight of the penalty on unrecognisable pictures; 0: none")
     contrastive: str = _option("", "the penalty's model: a folder or hub id; '': the built-in for builtin/…")
     kl: float = _option(0.0, "weight of the distance from the untrained model's steps")
-    baseline: int = _option(2, "epochs drawn before the first update: what base does")
+    baseline: int = _option(0, "epochs drawn before the first update; 0: 8, or 2 if branched")
     seed: int = _option(0, "of everything random")
     device: str = _option("auto", "auto, cpu or cuda:0")
     dtype: str = _option("auto", "auto, float32 or bfloat16")
     threads: int = _option(2, "of torch on the CPU")
+
+
+OWN: dict[str, Any] = {
+    **{"noise": "own", "samples_per_prompt": 2, "updates": 3},
+    **{"rate": 3e-3, "targets": "all", "baseline": 8},
+}
+BRANCHED: dict[str, Any] = {
+    **{"noise": "branched", "samples_per_prompt": 8, "updates": 1},
+    **{"rate": 2e-3, "targets": "attention", "baseline": 2},
+}
+"""What options are that nobody set."""
+
+
+def completed(options: Options, soft: bool) -> Options:
+    """The options with those filled in that were left open, for a reward with a gradient or without."""
+    noise = options.noise or ("own" if soft else "branched")
+    usual = BRANCHED if noise == "branched" else OWN
+    left = {name: value for name, value in usual.items() if not getattr(options, name)}
+    return dataclasses.replace(options, **left)
 
 
 @dataclass
@@ -132,14 +156,14 @@ class Epoch:
         rewards: (n,) as the reward gave them.
         log_probs: (n,) of the own name; zeros without a contrastive model.
         found: (n,) 1 where the own name came first.
-        prompts: (n,) texts.
+        prompts: (n,)
     """
 
     taken: list[Decisions]
     rewards: Tensor
     log_probs: Tensor
     found: Tensor
-    prompts: list[str]
+    prompts: list[Prompt]
 
 
 @dataclass
@@ -172,8 +196,10 @@ class DDPO:
     """
 
     def __init__(self, options: Options, entry: CatalogEntry, reward: Reward | None = None) -> None:
-        self.options, self.entry = options, entry
-        self.device = resolve_device(options.device)
+        self.device, self.entry = resolve_device(options.device), entry
+        self.reward = reward or load_reward(options.reward, self.device)
+        soft = self.reward if options.soft > 0 and isinstance(self.reward, SoftReward) else None
+        self.options = options = completed(options, soft is not None)
         self.dtype = _dtype(options.dtype, self.device)
         pipeline = load_pipeline(entry, self.device, torch.float32)
         pipeline.to(self.device)
@@ -198,8 +224,8 @@ class DDPO:
         side = int(pipeline.unet.config.sample_size)
         self.shape = (int(pipeline.unet.config.in_channels), side, side)
         self.prompts = read_prompts(options.prompts, entry.folder, options.prompt_count, options.seed)
-        self.reward = reward or load_reward(options.reward, self.device)
         self.recognition = self._recognition()
+        self.soft = None if soft is None else SoftObjective(self.family, soft, self.recognition)
         self.anchor = options.anchor if self.recognition is not None else 0.0
         self.calibration: Calibration | None = None
         self.baseline: list[Epoch] = []
@@ -214,14 +240,16 @@ class DDPO:
     def _prepare(self, vae: nn.Module) -> None:
         """Frozen, in the precision of the run; on CPUs by the kernels that are fast backwards too.
 
-        In bfloat16 the VAE takes a quarter of its time, and files are 0.1% larger.
+        In bfloat16 the VAE takes a quarter of its time, and files are 0.1% larger. Backwards its few channels
+        take half as long one after the other as they do side by side (29 and 53 ms a picture, one thread).
         """
-        self.unet.requires_grad_(False)
+        for part in (self.unet, vae):
+            part.requires_grad_(False)
         if self.dtype == torch.float32:
             return
-        for part in (self.unet, vae):
-            # Past diffusers' override, which warns of parts to keep in float32 even where there are none.
-            nn.Module.to(part, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Past diffusers' override, which warns of parts to keep in float32 even where there are none.
+        nn.Module.to(vae, dtype=self.dtype)
+        nn.Module.to(self.unet, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.device.type == "cpu":
             self.unet.set_attn_processor(AttnProcessor())  # type: ignore[operator]
             speed_up(self.unet)
@@ -303,7 +331,7 @@ class DDPO:
         log_probs, found = torch.zeros(len(texts)).double(), torch.zeros(len(texts)).double()
         if self.recognition is not None:
             log_probs, found = self.recognition(pictures, [prompt.name for prompt in prompts], seed)
-        return Epoch(taken, rewards, log_probs, found, texts)
+        return Epoch(taken, rewards, log_probs, found, list(prompts))
 
     def sample_epoch(self) -> Epoch:
         """Pictures of a few random prompts, several of each."""
@@ -332,7 +360,10 @@ class DDPO:
         return self.rng.choices(steps, weights)[0]
 
     def _some(self, taken: list[Decisions]) -> list[Decisions]:
-        """Of each batch's steps a random few."""
+        """Of each batch's steps a random few: of those at which something can be seen, if that counts."""
+        if self.soft is not None:
+            seen = self.soft.steps(self.policy.steps)
+            taken = [decisions for decisions in taken if decisions.step in seen] or taken
         batches: dict[int, list[Decisions]] = {}
         for decisions in taken:
             batches.setdefault(int(decisions.pictures[0, 0]), []).append(decisions)
@@ -350,7 +381,8 @@ class DDPO:
         if self.anchor > 0:
             mean, deviation = self.calibration.log_prob
             total = total + self.anchor * (epoch.log_probs.clamp_min(LEAST_LOG_PROB) - mean) / deviation
-        return advantages_by_prompt(total, epoch.prompts, least=min(4, self.options.samples_per_prompt))
+        texts = [prompt.text for prompt in epoch.prompts]
+        return advantages_by_prompt(total, texts, least=min(4, self.options.samples_per_prompt))
 
     def update(self, epoch: Epoch) -> dict[str, float]:
         """PPO on the epoch's own steps; returns how far it went.
@@ -366,8 +398,8 @@ class DDPO:
             for start in range(0, len(order), size):
                 group = order[start : start + size]
                 for taken in group:
-                    log_ratio, loss = self._loss(taken, advantages)
-                    torch.autograd.backward(loss * self.weights[taken.step] / len(group))
+                    log_ratio, loss = self._loss(taken, advantages, epoch.prompts)
+                    torch.autograd.backward(loss / len(group))
                     ratios.append(log_ratio)
                 self._step()
         every = torch.cat(ratios)
@@ -376,19 +408,32 @@ class DDPO:
         moved = torch.cat(second).square().mean().sqrt()
         return {"clipped": float(clipped.float().mean()), "moved": float(moved)}
 
-    def _loss(self, taken: Decisions, advantages: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, taken: Decisions, advantages: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """Log-ratios (m · g,) and the loss of some decisions, in the company that they were taken in."""
         negative = self._embeds([""])
-        log_probs, mean = self.policy.log_probs(taken, negative)
+        log_probs, mean, x0 = self.policy.replay(taken, negative)
         log_ratio = (log_probs - taken.log_probs).flatten()
         mine = advantages[taken.pictures.flatten()].to(log_ratio.device)
         loss = ppo_loss(mine, log_ratio, self.options.clip)
         if self.options.kl:
             with torch.no_grad(), without_adapter(self.unet):
-                _, before = self.policy.log_probs(taken, negative)
+                before = self.policy.replay(taken, negative).mean
             distance = (mean - before) ** 2 / (2 * float(self.policy.steps.std[taken.step]) ** 2)
             loss = loss + self.options.kl * distance.mean()
+        loss = loss * self.weights[taken.step]
+        if self.soft is not None:
+            own = [prompts[index] for index in taken.pictures[:, 0].tolist()]
+            loss = loss - self.options.soft * self._soft_objective(x0, own).mean()
         return log_ratio.detach().cpu(), loss
+
+    def _soft_objective(self, x0: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The penalised reward (n,) of predicted pictures, with its gradient, in base's deviations."""
+        assert self.soft is not None and self.calibration is not None
+        reward, log_probs = self.soft(x0, prompts, self.rng.randrange(2**31))
+        total = reward / self.calibration.reward[1]
+        if log_probs is None or not self.anchor:
+            return total
+        return total + self.anchor * log_probs.clamp_min(LEAST_LOG_PROB) / self.calibration.log_prob[1]
 
     def _step(self) -> None:
         share = self.share
@@ -433,13 +478,19 @@ class DDPO:
         return self.history[-1]
 
     def _adapt_anchor(self) -> None:
-        if self.calibration is None or not self.anchor or len(self.history) < WATCHED:
+        if self.calibration is None or not self.anchor:
             return
-        found = sum(row["found"] for row in self.history[-WATCHED:]) / WATCHED
+        found = self._last("found")
         factor = MORE if found < KEPT * self.calibration.found else LESS
         self.anchor = min(
             max(self.anchor * factor, self.options.anchor), max(LARGEST_WEIGHT, self.options.anchor)
         )
+
+    def _last(self, name: str) -> float:
+        """Mean over the last `WATCHED` pictures' epochs."""
+        pictures = self.options.prompts_per_epoch * self.options.samples_per_prompt
+        rows = self.history[-max(1, WATCHED // pictures) :]
+        return sum(row[name] for row in rows) / len(rows)
 
     def line(self) -> str:
         """The last epoch in one line, with the curve so far."""
@@ -498,7 +549,7 @@ class DDPO:
 
     def _at_strength(self, state: dict[str, Tensor], strength: float) -> dict[str, float]:
         """What the adapter does at a strength, on pictures that are the same for each but for that."""
-        prompts = random.Random(self.options.seed + 1).sample(self.prompts, min(64, len(self.prompts)))
+        prompts = random.Random(self.options.seed + 1).sample(self.prompts, min(TRIED, len(self.prompts)))
         set_adapter_state(self.unet, scaled(state, strength))
         epoch = self.draw(self.served, prompts, torch.Generator().manual_seed(1), seed=-1)
         reward, found = float(epoch.rewards.mean()), float(epoch.found.mean())
@@ -507,7 +558,20 @@ class DDPO:
 
     def record(self, strength: float, tried: list[dict[str, float]]) -> dict[str, object]:
         """How the adapter came about, for its folder."""
-        kept = ("model", "reward", "seed", "rank", "targets", "steps", "eta", "rate", "clip", "anchor", "kl")
+        kept = (
+            "model",
+            "reward",
+            "seed",
+            "rank",
+            "targets",
+            "steps",
+            "eta",
+            "rate",
+            "clip",
+            "anchor",
+            "kl",
+            "soft",
+        )
         calibration = None if self.calibration is None else dataclasses.asdict(self.calibration)
         return {
             **{name: getattr(self.options, name) for name in kept},
@@ -517,7 +581,7 @@ class DDPO:
             "updates": self.updates_done,
             "seconds": round(self.clock.seconds),
             "base": calibration,
-            "last_reward": sum(row["reward"] for row in self.history[-WATCHED:]) / WATCHED,
+            "last_reward": self._last("reward"),
             "strength": strength,
             "tried": tried,
         }

@@ -46,30 +46,41 @@ class Judge:
         model = SiglipModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         return cls(model.to(device), CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True))
 
-    @torch.inference_mode()
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Unit embeddings (n, width) of (n, 3, height, width) in 0 to 1, where they are, with a gradient."""
+        side, pixels = self.model.config.vision_config.image_size, pictures * 2 - 1
+        if pixels.shape[2:] != (side, side):
+            pixels = F.interpolate(pixels, (side, side), mode="area")
+        return F.normalize(self.model.get_image_features(pixels).pooler_output, dim=1)
+
+    @torch.no_grad()
     def pictures(self, pictures: Tensor) -> Tensor:
         """Unit embeddings (n, width), float32 on the CPU, of pictures (n, height, width, 3) uint8."""
-        side, parts = self.model.config.vision_config.image_size, []
+        parts = []
         for some in torch.split(pictures, _BATCH):
-            pixels = some.to(self.model.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            if pixels.shape[2:] != (side, side):
-                pixels = F.interpolate(pixels, (side, side), mode="area")
-            parts.append(self.model.get_image_features(pixels).pooler_output)
-        return F.normalize(torch.cat(parts), dim=1).cpu()
+            unit = some.to(self.model.device).permute(0, 3, 1, 2).float() / 255
+            parts.append(self.embed(unit).cpu())
+        return torch.cat(parts)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings (n, width), float32 on the CPU."""
         ids = torch.tensor(encode(self.tokenizer, list(texts))).to(self.model.device)
         parts = [self.model.get_text_features(some).pooler_output for some in torch.split(ids, _BATCH)]
         return F.normalize(torch.cat(parts), dim=1).cpu()
 
-    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Alignment, (n,): the cosine of each picture, (n, height, width, 3) uint8, and its prompt."""
+    def _texts_of(self, prompts: Sequence[str]) -> Tensor:
         distinct = list(dict.fromkeys(prompts))
         place = {text: index for index, text in enumerate(distinct)}
-        texts = self.texts(distinct)[[place[prompt] for prompt in prompts]]
-        return (self.pictures(pictures) * texts).sum(1)
+        return self.texts(distinct)[[place[prompt] for prompt in prompts]]
+
+    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Alignment, (n,): the cosine of each picture, (n, height, width, 3) uint8, and its prompt."""
+        return (self.pictures(pictures) * self._texts_of(prompts)).sum(1)
+
+    def soft(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The same of (n, 3, height, width) in 0 to 1, with a gradient."""
+        return (self.embed(pictures) * self._texts_of(prompts).to(pictures.device)).sum(1)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

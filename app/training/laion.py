@@ -40,12 +40,18 @@ class LaionAesthetic:
             self._layers.load_state_dict(layers)
         except RuntimeError as exc:
             raise InvalidConfiguration(f"reward: {weights.name} holds no aesthetic predictor.") from exc
-        self._layers.to(device).eval()
+        self._layers.to(device).eval().requires_grad_(False)
         self._device = device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, pictures: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         """Score each of (n, height, width, 3) uint8."""
-        embeds = self._clip.pictures(pictures).to(self._device)
-        scores: Tensor = self._layers(embeds).squeeze(1).double().cpu()
+        return self._scores(self._clip.pictures(pictures).to(self._device)).double().cpu()
+
+    def soft(self, pictures: Tensor, prompts: Sequence[str] = ()) -> Tensor:
+        """The same of (n, 3, height, width) in 0 to 1, with a gradient."""
+        return self._scores(self._clip.embed(pictures))
+
+    def _scores(self, embeds: Tensor) -> Tensor:
+        scores: Tensor = self._layers(embeds).squeeze(1)
         return scores

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class DDIMSteps:
         """Indices of the steps that draw at all: the others have no probability and teach nothing."""
         return [index for index, std in enumerate(self.std.tolist()) if std > 1e-6]
 
+    def x0(self, prediction: Tensor, latents: Tensor, index: Tensor) -> Tensor:
+        """The clean latents that the model expects; arguments as for `mean`."""
+        return self._x0_and_noise(prediction, latents, index)[0]
+
     def mean(self, prediction: Tensor, latents: Tensor, index: Tensor) -> Tensor:
         """Mean of the next latents, in float32.
 
@@ -68,9 +72,12 @@ class DDIMSteps:
             latents: (n, ...) the present ones.
             index: (n,) step of each row.
         """
-        alpha, alpha_prev, std = (
-            _rows(value, index, latents) for value in (self.alpha, self.alpha_prev, self.std)
-        )
+        x0, epsilon = self._x0_and_noise(prediction, latents, index)
+        alpha_prev, std = (_rows(value, index, latents) for value in (self.alpha_prev, self.std))
+        return alpha_prev**0.5 * x0 + (1 - alpha_prev - std**2).clamp_min(0) ** 0.5 * epsilon
+
+    def _x0_and_noise(self, prediction: Tensor, latents: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = _rows(self.alpha, index, latents)
         root, noise_root = alpha**0.5, (1 - alpha) ** 0.5
         if self.prediction_type == "v_prediction":
             x0, epsilon = (
@@ -81,9 +88,7 @@ class DDIMSteps:
             x0, epsilon = prediction, (latents - root * prediction) / noise_root
         else:
             x0, epsilon = (latents - noise_root * prediction) / root, prediction
-        if math.isfinite(self.clip):
-            x0 = x0.clamp(-self.clip, self.clip)
-        return alpha_prev**0.5 * x0 + (1 - alpha_prev - std**2).clamp_min(0) ** 0.5 * epsilon
+        return x0.clamp(-self.clip, self.clip) if math.isfinite(self.clip) else x0, epsilon
 
     def sensitivity(self, step: int) -> float:
         """How many deviations the mean moves by when the prediction moves by one: few where noise is high."""
@@ -162,6 +167,20 @@ class Decisions:
     pictures: Tensor
 
 
+class Replay(NamedTuple):
+    """Decisions by the present weights.
+
+    Attributes:
+        log_probs: (m, g) of the decisions.
+        mean: (m, ...) of the next latents.
+        x0: (m, ...) clean latents that are expected.
+    """
+
+    log_probs: Tensor
+    mean: Tensor
+    x0: Tensor
+
+
 class Policy:
     """A UNet, how it is guided, and the DDIM steps it takes.
 
@@ -205,12 +224,13 @@ class Policy:
         unconditional, conditional = rows.chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    def log_probs(self, taken: Decisions, negative: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (m, g) of decisions by the present weights, and the states' means (m, ...)."""
+    def replay(self, taken: Decisions, negative: Tensor) -> Replay:
+        """Decisions as the present weights see them."""
         index = torch.full((len(taken.latents),), taken.step, device=taken.latents.device)
         prediction = self.predict(taken.latents, index, taken.embeds, negative)
         mean = self.steps.mean(prediction, taken.latents, index)
-        return self._each(taken.following, mean, self.steps.deviation(taken.latents, index)), mean
+        log_probs = self._each(taken.following, mean, self.steps.deviation(taken.latents, index))
+        return Replay(log_probs, mean, self.steps.x0(prediction, taken.latents, index))
 
     @staticmethod
     def _each(following: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from app.catalog.loader import load_catalog
 from app.engine.loading import load_family
 from app.engine.worker import resolve_device
 from app.training.drawing import draw_served
-from app.training.rewards import JPEG_QUALITY, jpeg_kilobytes
+from app.training.jpeg import QUALITY, jpeg_kilobytes
 
 PROMPTS = """
 a cat; a dog on a green background; a sunset; a red apple; a cat on a blue background
@@ -93,7 +93,7 @@ def make_sheet(args: argparse.Namespace) -> None:
             size = f": {jpeg_kilobytes(picture):.1f} kB" if several else ""
             cells.append(Cell(picture, prompt + size))
         print(f"{entry.id}: {len(prompts)} pictures", flush=True)
-    names = [f"{entry.id}, JPEGs of quality {JPEG_QUALITY}" for entry in entries] if several else []
+    names = [f"{entry.id}, JPEGs of quality {QUALITY}" for entry in entries] if several else []
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_sheet(cells, len(prompts) if several else min(COLUMNS, len(prompts)), names).save(out, optimize=True)

@@ -36,20 +36,16 @@ class ForeignJudge(Judge):
         self._length = int(config.text_config.max_position_embeddings)
         self._clip = config.model_type == "clip"
 
-    @torch.inference_mode()
-    def pictures(self, pictures: Tensor) -> Tensor:
-        """Unit embeddings (n, width), float32 on the CPU, of pictures (n, height, width, 3) uint8."""
-        side, parts = self.model.config.vision_config.image_size, []
-        mean, std = (torch.tensor(v).view(3, 1, 1).to(self.model.device) for v in (_CLIP_MEAN, _CLIP_STD))
-        for some in torch.split(pictures, 64):
-            unit = some.to(self.model.device).permute(0, 3, 1, 2).float() / 255
-            if unit.shape[2:] != (side, side):
-                unit = F.interpolate(unit, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-            pixels = (unit - mean) / std if self._clip else unit * 2 - 1
-            parts.append(self.model.get_image_features(pixel_values=pixels).pooler_output)
-        return F.normalize(torch.cat(parts), dim=1).cpu()
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Unit embeddings (n, width) of (n, 3, height, width) in 0 to 1, where they are, with a gradient."""
+        side = self.model.config.vision_config.image_size
+        mean, std = (torch.tensor(v).view(3, 1, 1).to(pictures) for v in (_CLIP_MEAN, _CLIP_STD))
+        if pictures.shape[2:] != (side, side):
+            pictures = F.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = (pictures - mean) / std if self._clip else pictures * 2 - 1
+        return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=1)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings (n, width), float32 on the CPU."""
         read = self.tokenizer(
@@ -91,12 +87,19 @@ class Recognition:
         Returns:
             Log-probability of its own name among the 50, and 1 where that is the most probable one, else 0.
         """
-        seen = self._judge.pictures(pictures)
+        logits = self._logits(self._judge.pictures(pictures).double(), names, seed)
+        return logits.log_softmax(1)[:, 0], (logits.argmax(1) == 0).double()
+
+    def soft(self, pictures: Tensor, names: Sequence[str], seed: int) -> Tensor:
+        """The log-probabilities alone, of (n, 3, height, width) in 0 to 1, with a gradient."""
+        return self._logits(self._judge.embed(pictures), names, seed).log_softmax(1)[:, 0]
+
+    def _logits(self, seen: Tensor, names: Sequence[str], seed: int) -> Tensor:
+        """(n, 50), the own name first."""
         rng, rows = random.Random(seed), []
         for name in names:
             own = self._names.index(name)
             others = [index for index in range(len(self._names)) if index != own]
             rows.append([own, *rng.sample(others, min(CHOICES - 1, len(others)))])
-        chosen = self._embeds[torch.tensor(rows)]
-        logits = self._scale * torch.einsum("nkd,nd->nk", chosen, seen).double()
-        return logits.log_softmax(1)[:, 0], (logits.argmax(1) == 0).double()
+        chosen = self._embeds[torch.tensor(rows)].to(seen)
+        return self._scale * torch.einsum("nkd,nd->nk", chosen, seen)
