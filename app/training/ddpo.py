@@ -3,10 +3,10 @@
 An epoch draws pictures with the present weights, rewards them, and moves an adapter (LoRA) towards what
 was rewarded more than other pictures of the same prompt. With `noise` 'own' every picture has its own
 noise, as in the paper, and an update looks at a few random steps of each. A reward with a differentiable
-twin (`SoftReward`) adds its own gradient at those steps (`app.training.soft`), which has next to no noise.
-For rewards without one there is 'branched': the pictures of a prompt differ in the noise of one random step
-alone (`Policy.sample_branched`): the same gradient in expectation, with the luck of all other steps taken
-out, and one state to go back through for all of them.
+twin (`SoftReward`) adds its own gradient at those steps (`app.training.reward_gradient`), which has next to
+no noise. For rewards without one there is 'branched': the pictures of a prompt differ in the noise of one
+random step alone (`Policy.sample_branched`): the same gradient in expectation, with the luck of all other
+steps taken out, and one state to go back through for all of them.
 
 The steps' policy gradients are weighted so that moving the prediction by one counts the same at each of
 them; as they are, the last steps, which decide least, would have hundreds of times the weight of the first.
@@ -17,8 +17,8 @@ What keeps it honest: a picture of nothing compresses best. So the reward that i
     (reward - its mean) / its deviation + w · (log p(name | picture) - its mean) / its deviation
 
 with means and deviations of the untrained model, and p by a contrastive model that tells the thing's own
-name from 49 others. w grows while fewer than 93% as many pictures are found again as at first, and
-shrinks while all are: an adaptive penalty, as PPO's (arXiv 1707.06347, section 4). `kl` adds a penalty on
+name from 49 others. w grows while fewer pictures are found again than at first, and shrinks while as many
+are: an adaptive penalty, as PPO's (arXiv 1707.06347, section 4). `kl` adds a penalty on
 the distance from the untrained model's steps, for models without a contrastive one.
 """
 
@@ -58,24 +58,23 @@ from app.training.lora import (
 )
 from app.training.policy import DDIMSteps, Decisions, Policy, advantages_by_prompt, ppo_loss
 from app.training.prompts import Prompt, read_prompts
+from app.training.reward_gradient import RewardGradient
 from app.training.rewards import Reward, SoftReward, checked, load_reward
 from app.training.schedule import Clock
 from app.training.similarity import CONTRASTIVE, Recognition, load_judge
-from app.training.soft import SoftObjective
 from app.training.threads import Threads
 
 WARMUP, DECAY_FROM, LAST_RATE = 4, 0.6, 0.1
 """Updates of warm-up; share of the run from which the learning rate falls, and to what share of itself."""
-KEPT, MORE, LESS = 0.93, 1.25, 0.9
-"""The penalty's weight grows by MORE while less than KEPT of recognition is left, else shrinks by LESS."""
+MORE, LESS = 1.25, 0.9
+"""The penalty's weight grows by MORE while fewer pictures are found again than base's, else falls by LESS."""
 LARGEST_WEIGHT = 8.0
 """Of the penalty; its least is its first. Let fall to 0.1, it rose too late: recognition was lost by then."""
-WATCHED = 256
-"""Pictures whose recognition is averaged: it is known to 0.02 then."""
-LEAST_FOUND = 0.85
+WATCHED = 128
+"""Pictures whose recognition is averaged: it is known to 0.03 then."""
 STRENGTHS, WEAKER = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), (0.7, 0.5, 0.35)
-"""What must be left of recognition, and the finished adapter's strengths that are tried: upwards while it is,
-else downwards until it is."""
+"""The finished adapter's strengths that are tried: upwards while pictures are found again as often as base's,
+else downwards until they are."""
 TRIED = 128
 """Prompts of which each strength draws a picture."""
 LEAST_LOG_PROB = -6.0
@@ -225,7 +224,7 @@ class DDPO:
         self.shape = (int(pipeline.unet.config.in_channels), side, side)
         self.prompts = read_prompts(options.prompts, entry.folder, options.prompt_count, options.seed)
         self.recognition = self._recognition()
-        self.soft = None if soft is None else SoftObjective(self.family, soft, self.recognition)
+        self.soft = None if soft is None else RewardGradient(self.family, soft, self.recognition)
         self.anchor = options.anchor if self.recognition is not None else 0.0
         self.calibration: Calibration | None = None
         self.baseline: list[Epoch] = []
@@ -481,7 +480,7 @@ class DDPO:
         if self.calibration is None or not self.anchor:
             return
         found = self._last("found")
-        factor = MORE if found < KEPT * self.calibration.found else LESS
+        factor = MORE if found < self.calibration.found else LESS
         self.anchor = min(
             max(self.anchor * factor, self.options.anchor), max(LARGEST_WEIGHT, self.options.anchor)
         )
@@ -537,7 +536,7 @@ class DDPO:
             if strength > 1 and not good:
                 continue
             tried.append(self._at_strength(state, strength))
-            if tried[-1]["found"] >= LEAST_FOUND * base["found"]:
+            if tried[-1]["found"] >= base["found"]:
                 good.append(tried[-1])
             elif strength > 1:
                 break

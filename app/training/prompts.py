@@ -10,6 +10,7 @@ from pathlib import Path
 from app.catalog.vocabulary import FILE_NAME
 from app.errors import InvalidConfiguration
 from app.training.held_out import HELD_OUT_FOLD, fold_of
+from app.training.vocabulary import PLACE_PHRASES
 
 ANIMALS = """
 cat, dog, horse, monkey, rabbit, zebra, spider, bird, sheep, deer, cow, goat, lion, tiger, bear, raccoon, fox,
@@ -62,12 +63,13 @@ def read_prompts(spec: str, folder: Path | None, count: int, seed: int) -> list[
 
 
 def _from_vocabulary(vocabulary: dict[str, object], count: int, seed: int) -> list[Prompt]:
-    """A noun alone (two in five), on a colour (two in five), at a size or a place (one in five).
+    """A noun, its size (three in ten), its place (three in ten), its background's colour (three in five).
 
     Combinations that the benchmark's prompts are drawn from are left out.
     """
     rng = random.Random(seed)
-    nouns, colors, places = (list(vocabulary[key]) for key in ("nouns", "colors", "places"))  # type: ignore[call-overload]
+    nouns, colors, phrases = (list(vocabulary[key]) for key in ("nouns", "colors", "places"))  # type: ignore[call-overload]
+    place_of = {phrase: place for place, some in PLACE_PHRASES.items() for phrase in some}
     order = list(enumerate(nouns))
     rng.shuffle(order)
     drawn: dict[str, Prompt] = {}
@@ -75,17 +77,12 @@ def _from_vocabulary(vocabulary: dict[str, object], count: int, seed: int) -> li
         if len(drawn) == count:
             break
         index, noun = order[number % len(order)]  # each as often as any other
-        draw = rng.random()
-        if draw < 0.4:
-            text = an(noun)
-        elif draw < 0.8:
-            color = rng.choice(colors)
-            if fold_of((index, color, "center", "")) == HELD_OUT_FOLD:
-                continue
-            text = f"{an(noun)} on {an(color)} background"
-        elif draw < 0.9:
-            text = f"a {rng.choice(('small', 'big'))} {noun}"
-        else:
-            text = f"{an(noun)} {rng.choice(places)}"
+        size = rng.choice(("small", "big")) if rng.random() < 0.3 else ""
+        phrase = rng.choice(phrases) if rng.random() < 0.3 else ""
+        color = rng.choice(colors) if rng.random() < 0.6 else ""
+        if color and fold_of((index, color, place_of.get(phrase, "center"), size)) == HELD_OUT_FOLD:
+            continue
+        ground = f"on {an(color)} background" if color else ""
+        text = " ".join(part for part in (an(f"{size} {noun}".strip()), phrase, ground) if part)
         drawn.setdefault(text, Prompt(text, an(noun)))
     return list(drawn.values())

@@ -22,7 +22,7 @@ SEEN_FROM = 0.01
 """Least share of signal (cumulative alpha) at which x0 shows the thing: at less it is a mist."""
 
 
-class SoftObjective:
+class RewardGradient:
     """What is learnt, of the x0 of a step, with a gradient.
 
     Args:
