@@ -415,7 +415,7 @@ def test_the_strength_is_the_best_that_keeps_names_recognisable(
     state = adapter_state(training.unet)
     strength, tried = training.choose_strength()
     assert [row["strength"] for row in tried[:2]] == [0.0, 1.0]
-    good = [row for row in tried[1:] if row["found"] >= tried[0]["found"]]
+    good = [row for row in tried[1:] if row["found"] >= 0.9 * tried[0]["found"]]
     assert strength == (max(good, key=lambda row: row["reward"])["strength"] if good else 0.35)
     kept = adapter_state(training.unet)
     assert all(torch.allclose(kept[name], value) for name, value in scaled(state, strength).items())

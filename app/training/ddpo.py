@@ -17,8 +17,8 @@ What keeps it honest: a picture of nothing compresses best. So the reward that i
     (reward - its mean) / its deviation + w · (log p(name | picture) - its mean) / its deviation
 
 with means and deviations of the untrained model, and p by a contrastive model that tells the thing's own
-name from 49 others. w grows while fewer pictures are found again than at first, and shrinks while as many
-are: an adaptive penalty, as PPO's (arXiv 1707.06347, section 4). `kl` adds a penalty on
+name from 49 others. w grows while less than a share `kept` as many pictures are found again as at first, and
+shrinks while as many are: an adaptive penalty, as PPO's (arXiv 1707.06347, section 4). `kl` adds a penalty on
 the distance from the untrained model's steps, for models without a contrastive one.
 """
 
@@ -67,14 +67,14 @@ from app.training.threads import Threads
 WARMUP, DECAY_FROM, LAST_RATE = 4, 0.6, 0.1
 """Updates of warm-up; share of the run from which the learning rate falls, and to what share of itself."""
 MORE, LESS = 1.25, 0.9
-"""The penalty's weight grows by MORE while fewer pictures are found again than base's, else falls by LESS."""
-LARGEST_WEIGHT = 8.0
+"""The penalty's weight grows by MORE while too few pictures are found again, else shrinks by LESS."""
+LARGEST_WEIGHT = 4.0
 """Of the penalty; its least is its first. Let fall to 0.1, it rose too late: recognition was lost by then."""
 WATCHED = 128
 """Pictures whose recognition is averaged: it is known to 0.03 then."""
-STRENGTHS, WEAKER = (1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), (0.7, 0.5, 0.35)
-"""The finished adapter's strengths that are tried: upwards while pictures are found again as often as base's,
-else downwards until they are."""
+STRENGTHS, WEAKER = (1.0, 1.2, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0), (0.85, 0.7, 0.5, 0.35)
+"""The finished adapter's strengths that are tried: upwards while enough pictures are found again, else
+downwards until they are."""
 TRIED = 128
 """Prompts of which each strength draws a picture."""
 LEAST_LOG_PROB = -6.0
@@ -118,6 +118,7 @@ class Options:
     rank: int = _option(8, "of the adapter")
     targets: str = _option("", "attention, or all with convolutions; '': all, or attention if branched")
     anchor: float = _option(0.5, "first and least weight of the penalty on unrecognisable pictures; 0: none")
+    kept: float = _option(0.9, "share of the model's recognition that must be left")
     contrastive: str = _option("", "the penalty's model: a folder or hub id; '': the built-in for builtin/…")
     kl: float = _option(0.0, "weight of the distance from the untrained model's steps")
     baseline: int = _option(0, "epochs drawn before the first update; 0: 8, or 2 if branched")
@@ -480,7 +481,7 @@ class DDPO:
         if self.calibration is None or not self.anchor:
             return
         found = self._last("found")
-        factor = MORE if found < self.calibration.found else LESS
+        factor = MORE if found < self.options.kept * self.calibration.found else LESS
         self.anchor = min(
             max(self.anchor * factor, self.options.anchor), max(LARGEST_WEIGHT, self.options.anchor)
         )
@@ -536,7 +537,7 @@ class DDPO:
             if strength > 1 and not good:
                 continue
             tried.append(self._at_strength(state, strength))
-            if tried[-1]["found"] >= base["found"]:
+            if tried[-1]["found"] >= self.options.kept * base["found"]:
                 good.append(tried[-1])
             elif strength > 1:
                 break
@@ -568,6 +569,7 @@ class DDPO:
             "rate",
             "clip",
             "anchor",
+            "kept",
             "kl",
             "soft",
         )
