@@ -15,7 +15,7 @@ from app.catalog.entry import ADAPTER_FILE, Catalog, CatalogEntry
 from app.catalog.loader import load_catalog
 from app.engine.loading import load_family, revision_of
 from app.training.drawing import draw_served
-from app.training.rewards import incompressibility
+from app.training.rewards import load_reward
 
 FLAVOURS = ("aesthetic", "alignment", "compressibility", "incompressibility")
 PROMPTS = ("a cat on a blue background", "a red apple")
@@ -65,12 +65,21 @@ def test_an_adapter_was_trained_from_the_base_that_ships(catalog: Catalog, name:
     assert revision_of(entry) != record["base_revision"]
 
 
-def test_compressible_pictures_are_smaller_than_incompressible_ones(catalog: Catalog) -> None:
-    """At the same prompts and seeds base lies between them: the models do what their names say."""
+GAINS = {"aesthetic": 0.5, "alignment": 0.0, "compressibility": 0.8, "incompressibility": 1.2}
+"""What 16 pictures must gain, in units of the reward: deviations, cosine, and kilobytes of about 5."""
+
+
+def test_the_models_do_what_their_names_say(catalog: Catalog) -> None:
+    """At the same prompts and seeds each flavour is worth more by its own reward than base.
+
+    A failure would mean that the dropdown offers names that nothing stands behind.
+    """
     wanted = [(prompt, seed) for prompt in ("a cat", "a pizza", "a robot", "a house") for seed in range(4)]
-    sizes = {
-        name: float(incompressibility(served(catalog.resolve(name), wanted)).mean())
-        for name in ("compressibility", "base", "incompressibility")
-    }
-    assert sizes["compressibility"] < 0.9 * sizes["base"]
-    assert sizes["base"] < sizes["incompressibility"]
+    texts = [prompt for prompt, _ in wanted]
+    before = served(catalog.resolve("base"), wanted)
+    for name, gain in GAINS.items():
+        reward = load_reward(name, CPU)
+        after = served(catalog.resolve(name), wanted)
+        gained = float(reward(after, texts).double().mean() - reward(before, texts).double().mean())
+        assert gained > gain, name
+

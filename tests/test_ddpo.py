@@ -419,6 +419,11 @@ def test_the_strength_is_the_best_that_keeps_names_recognisable(
     assert strength == (max(good, key=lambda row: row["reward"])["strength"] if good else 0.35)
     kept = adapter_state(training.unet)
     assert all(torch.allclose(kept[name], value) for name, value in scaled(state, strength).items())
+    set_adapter_state(training.unet, state)
+    training.options = dataclasses.replace(training.options, strength=0.6)
+    assert training.choose_strength()[0] == 0.6
+    kept = adapter_state(training.unet)
+    assert all(torch.allclose(kept[name], value) for name, value in scaled(state, 0.6).items())
 
 
 def test_the_command_writes_adapter_record_and_curve(

@@ -119,6 +119,7 @@ class Options:
     targets: str = _option("", "attention, or all with convolutions; '': all, or attention if branched")
     anchor: float = _option(0.5, "first and least weight of the penalty on unrecognisable pictures; 0: none")
     kept: float = _option(0.9, "share of the model's recognition that must be left")
+    strength: float = _option(0.0, "of the finished adapter; 0: the best at which enough is recognised")
     contrastive: str = _option("", "the penalty's model: a folder or hub id; '': the built-in for builtin/…")
     kl: float = _option(0.0, "weight of the distance from the untrained model's steps")
     baseline: int = _option(0, "epochs drawn before the first update; 0: 8, or 2 if branched")
@@ -523,12 +524,16 @@ class DDPO:
         """The strength of the finished adapter at which the reward is highest while names are still found.
 
         Drawn with as many steps as are served, the same prompts and noise for each strength. Sets the adapter
-        to it. Without a contrastive model it is 1.
+        to it. Without a contrastive model it is 1, and what the options say if they do.
         """
-        if self.recognition is None:
+        state, wanted = adapter_state(self.unet), self.options.strength
+        if self.recognition is None and not wanted:
             return 1.0, []
-        state = adapter_state(self.unet)
         base = self._at_strength(state, 0.0)
+        if wanted:
+            tried = [base, self._at_strength(state, wanted)]
+            set_adapter_state(self.unet, scaled(state, wanted))
+            return wanted, tried
         tried = [base]
         good: list[dict[str, float]] = []
         for strength in (*STRENGTHS, *WEAKER):
