@@ -82,4 +82,3 @@ def test_the_models_do_what_their_names_say(catalog: Catalog) -> None:
         after = served(catalog.resolve(name), wanted)
         gained = float(reward(after, texts).double().mean() - reward(before, texts).double().mean())
         assert gained > gain, name
-
