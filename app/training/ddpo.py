@@ -103,37 +103,37 @@ class Options:
     work: str = _option("train", "folder for the checkpoint")
     curve: str = _option("", "SVG file for the reward curve")
     soft: float = _option(1.0, "weight of the reward's own gradient, if it has one; 0: by trying alone")
-    noise: str = _option("", "own as in the paper, or branched; '': own with a gradient of the reward")
+    noise: str = _option("", "own as in the paper, or branched; '': own with a gradient, else branched")
     prompts_per_epoch: int = _option(8, "distinct prompts of an epoch")
-    samples_per_prompt: int = _option(0, "pictures of each; even if branched; 0: 2, or 8 if branched")
+    samples_per_prompt: int = _option(0, "pictures of each; even if branched; 0: 2 with a gradient, else 8")
     batch: int = _option(16, "pictures of one forward")
     steps: int = _option(10, "DDIM steps of a sample")
     eta: float = _option(1.0, "of DDIM; above 0")
     guidance: float = _option(0.0, "guidance scale of samples and updates; 0: the model's default")
     update_steps: int = _option(6, "with own noise: random steps of each picture to learn from; 0: all")
-    updates: int = _option(0, "optimiser steps of a pass over an epoch; 0: 3, or 1 if branched")
+    updates: int = _option(0, "optimiser steps of a pass over an epoch; 0: 3 with a gradient, else 1")
     passes: int = _option(1, "passes over an epoch; from the second on ratios differ from 1")
-    rate: float = _option(0.0, "learning rate; 0: 3e-3, or 2e-3 if branched; the paper's is 3e-4")
+    rate: float = _option(0.0, "learning rate; 0: 3e-3 with a gradient, else 2e-3; the paper's is 3e-4")
     clip: float = _option(1e-3, "PPO's clip range; the paper's is 1e-4")
     rank: int = _option(8, "of the adapter")
-    targets: str = _option("", "attention, or all with convolutions; '': all, or attention if branched")
+    targets: str = _option("", "attention, or all with convolutions; '': all with a gradient, else attention")
     anchor: float = _option(0.5, "first and least weight of the penalty on unrecognisable pictures; 0: none")
     kept: float = _option(0.9, "share of the model's recognition that must be left")
     strength: float = _option(0.0, "of the finished adapter; 0: the best at which enough is recognised")
     contrastive: str = _option("", "the penalty's model: a folder or hub id; '': the built-in for builtin/…")
     kl: float = _option(0.0, "weight of the distance from the untrained model's steps")
-    baseline: int = _option(0, "epochs drawn before the first update; 0: 8, or 2 if branched")
+    baseline: int = _option(0, "epochs drawn before the first update; 0: 8 with a gradient, else 2")
     seed: int = _option(0, "of everything random")
     device: str = _option("auto", "auto, cpu or cuda:0")
     dtype: str = _option("auto", "auto, float32 or bfloat16")
     threads: int = _option(2, "of torch on the CPU")
 
 
-OWN: dict[str, Any] = {
+BY_GRADIENT: dict[str, Any] = {
     **{"noise": "own", "samples_per_prompt": 2, "updates": 3},
     **{"rate": 3e-3, "targets": "all", "baseline": 8},
 }
-BRANCHED: dict[str, Any] = {
+BY_TRYING: dict[str, Any] = {
     **{"noise": "branched", "samples_per_prompt": 8, "updates": 1},
     **{"rate": 2e-3, "targets": "attention", "baseline": 2},
 }
@@ -142,8 +142,7 @@ BRANCHED: dict[str, Any] = {
 
 def completed(options: Options, soft: bool) -> Options:
     """The options with those filled in that were left open, for a reward with a gradient or without."""
-    noise = options.noise or ("own" if soft else "branched")
-    usual = BRANCHED if noise == "branched" else OWN
+    usual = BY_GRADIENT if soft else BY_TRYING
     left = {name: value for name, value in usual.items() if not getattr(options, name)}
     return dataclasses.replace(options, **left)
 
@@ -157,7 +156,7 @@ class Epoch:
         rewards: (n,) as the reward gave them.
         log_probs: (n,) of the own name; zeros without a contrastive model.
         found: (n,) 1 where the own name came first.
-        prompts: (n,)
+        prompts: Of each picture, n.
     """
 
     taken: list[Decisions]
@@ -227,6 +226,7 @@ class DDPO:
         self.prompts = read_prompts(options.prompts, entry.folder, options.prompt_count, options.seed)
         self.recognition = self._recognition()
         self.soft = None if soft is None else RewardGradient(self.family, soft, self.recognition)
+        self.seen = set() if self.soft is None else set(self.soft.steps(steps))
         self.anchor = options.anchor if self.recognition is not None else 0.0
         self.calibration: Calibration | None = None
         self.baseline: list[Epoch] = []
@@ -362,9 +362,7 @@ class DDPO:
 
     def _some(self, taken: list[Decisions]) -> list[Decisions]:
         """Of each batch's steps a random few: of those at which something can be seen, if that counts."""
-        if self.soft is not None:
-            seen = self.soft.steps(self.policy.steps)
-            taken = [decisions for decisions in taken if decisions.step in seen] or taken
+        taken = [decisions for decisions in taken if decisions.step in self.seen] or taken
         batches: dict[int, list[Decisions]] = {}
         for decisions in taken:
             batches.setdefault(int(decisions.pictures[0, 0]), []).append(decisions)
@@ -422,7 +420,7 @@ class DDPO:
             distance = (mean - before) ** 2 / (2 * float(self.policy.steps.std[taken.step]) ** 2)
             loss = loss + self.options.kl * distance.mean()
         loss = loss * self.weights[taken.step]
-        if self.soft is not None:
+        if taken.step in self.seen:
             own = [prompts[index] for index in taken.pictures[:, 0].tolist()]
             loss = loss - self.options.soft * self._soft_objective(x0, own).mean()
         return log_ratio.detach().cpu(), loss
