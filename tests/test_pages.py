@@ -28,7 +28,7 @@ HOSTILE = (
     "<img src=x onerror=alert(1)>",
     "x hx-on:click=alert(1)",
     '"><script>alert(1)</script>',
-    "{{7*7}} {% raw %}",
+    "{{70001*70001}} {% raw %}",
     "</hx-partial><hx-partial hx-target=body>",
     "a ‮ bidi and a ​ zero width 🦊",
 )
@@ -231,7 +231,7 @@ async def test_prompts_are_text_and_never_markup(
     ]
     for text in texts:
         check_markup(re.sub(r"^(id|data|event): ?|^:.*$", "", text, flags=re.M))
-        assert "49" not in re.sub(r"[\w-]{16,}|v=\w+|\d+ B", "", text) or "7*7" not in prompt
+        assert "4900140001" not in text  # 70001 squared, larger than any seed
         if "<" in prompt:
             assert prompt not in text
         assert not any(tag == "img" and attributes.get("src") == "x" for tag, attributes in parsed(text))
